@@ -1,0 +1,43 @@
+# `make demo`, `make test`: set up .venv when needed, then do what the name says.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
+	command -v $$p >/dev/null 2>&1 && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow lint types docs clean
+
+setup: $(STAMP)
+
+# The tested versions where the platform offers them, else whatever the ranges allow.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.10 to 3.13 is needed and was not found"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+		|| { echo "The tested versions are not all on offer here: trying the ranges instead."; \
+		$(BIN)/python -m pip install --quiet --editable '.[dev]'; }
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/omnigen-pipe demo --workspace demo
+
+test: lint types $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,76 @@
+"""One manifest file: written through staging, read with its metadata checked."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.errors import ManifestError
+from manifests.publish import publish, staged
+from manifests.schema import SCHEMA_VERSION, Manifest
+
+_PREFIX = "omnigen_pipe."
+
+
+def tool_version() -> str:
+    """The installed version of omnigen-pipe."""
+    try:
+        return version("omnigen-pipe")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write(table: pa.Table, manifest: Manifest, final: Path, staging: Path, **metadata: str) -> Path:
+    """Publish `table` as the manifest file `final`, with `metadata` beside the standard keys.
+
+    Extra columns are dropped and the rest cast to the manifest's schema; a missing column or a
+    value that does not fit raises `pyarrow.ArrowInvalid` or `KeyError`.
+    """
+    entries = {
+        "schema_version": str(SCHEMA_VERSION),
+        "stage": manifest.stage,
+        "manifest": manifest.name,
+        "tool_version": tool_version(),
+        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **metadata,
+    }
+    schema = manifest.schema.with_metadata({_PREFIX + k: v for k, v in entries.items()})
+    table = table.select(manifest.schema.names).cast(manifest.schema)
+    path = staged(staging, final)
+    pq.write_table(table.replace_schema_metadata(schema.metadata), path, compression="zstd")
+    return publish(path, final)
+
+
+def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:
+    """The metadata of a manifest file, without its prefix; None for a file that is not ours.
+
+    Raises `ManifestError` for a file that a newer version wrote, or that is another manifest.
+    `FileNotFoundError` passes through.
+    """
+    try:
+        raw = pq.read_schema(path).metadata or {}
+    except pa.ArrowInvalid:
+        return None
+    found = {
+        name.decode().removeprefix(_PREFIX): value.decode()
+        for name, value in raw.items()
+        if name.startswith(_PREFIX.encode())
+    }
+    if "schema_version" not in found:
+        return None
+    if int(found["schema_version"]) > SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema version {found['schema_version']}, and this omnigen-pipe "
+            f"({tool_version()}) reads up to {SCHEMA_VERSION}. Upgrade omnigen-pipe to at least "
+            f"{found.get('tool_version', 'the version that wrote it')}."
+        )
+    if found.get("manifest") != manifest.name:
+        raise ManifestError(
+            f"{path} holds the manifest `{found.get('manifest')}`, but lies where "
+            f"`{manifest.name}` is expected. Move it away."
+        )
+    return found

@@ -1,0 +1,59 @@
+"""Snapshots (`images`, `samples`): one file that says what holds now, replaced whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests import parquet
+from manifests.errors import ManifestError
+from manifests.schema import Manifest
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The snapshot of `manifest` at `path`, written through `staging`."""
+
+    manifest: Manifest
+    path: Path
+    staging: Path
+
+    def exists(self) -> bool:
+        """Whether it was ever published."""
+        return self.path.exists()
+
+    def metadata(self) -> dict[str, str]:
+        """Its key-value metadata; empty when there is no snapshot yet."""
+        if not self.exists():
+            return {}
+        found = parquet.read_metadata(self.path, self.manifest)
+        if found is None:
+            raise ManifestError(
+                f"{self.path} is not a manifest of omnigen-pipe. Move it away and run "
+                f"`omnigen-pipe {self.manifest.stage}` again."
+            )
+        return found
+
+    def read(self) -> pa.Table:
+        """All rows, with columns in the schema's order; no row when there is no snapshot yet."""
+        if not self.metadata():
+            return self.manifest.empty()
+        table = pq.read_table(self.path, columns=self.manifest.schema.names)
+        return table.cast(self.manifest.schema)
+
+    def replace(self, table: pa.Table, **metadata: str) -> bool:
+        """Publish `table` unless the snapshot already holds it; True when it was written.
+
+        Rows must come in an order that depends on their content alone. `metadata` counts as
+        content: the same rows made from other settings are written again.
+        """
+        table = table.select(self.manifest.schema.names).cast(self.manifest.schema)
+        current = self.metadata()
+        same_metadata = current and all(current.get(k) == v for k, v in metadata.items())
+        if same_metadata and self.read().equals(table):
+            return False
+        parquet.write(table, self.manifest, self.path, self.staging, **metadata)
+        return True

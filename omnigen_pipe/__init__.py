@@ -1,0 +1,1 @@
+"""omnigen-pipe: from captioned images to LoKr adapters of OmniGen-v1."""

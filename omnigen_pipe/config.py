@@ -1,0 +1,551 @@
+"""The configuration: one TOML file, `omnigen-pipe.toml`, checked key by key.
+
+Option names are those of the OmniGen quickstart of SimpleTuner wherever it has one. Every
+field's description is what `docs/configuration.md` and the commented file of
+`omnigen-pipe init` print. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from manifests.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIG_NAME = "omnigen-pipe.toml"
+
+#: Longest side of a bucket in pixels: 192 position embeddings, 2 latents each, 8 pixels each.
+MAX_BUCKET_SIDE = 3072
+#: Bucket sides are multiples of this: 8 pixels a latent, 2x2 latents a token.
+MIN_ALIGNMENT = 16
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Table):
+    """Which OmniGen: a hub id or a folder in diffusers' layout."""
+
+    pretrained_model_name_or_path: str = Field(
+        "Shitao/OmniGen-v1-diffusers",
+        description="Hub id, or a folder with `transformer/`, `vae/`, `tokenizer/` and "
+        "`scheduler/`. Relative folders start at the workspace.",
+    )
+    model_flavour: Literal["v1"] = Field("v1", description="The released flavour of OmniGen.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    pretrained_vae_model_name_or_path: str | None = Field(
+        None, description="Another VAE: a hub id or folder with its `config.json` and weights."
+    )
+
+
+class DatasetOptions(_Table):
+    """What may be set for every dataset at once in `[defaults]`, and per `[[dataset]]`."""
+
+    resolution: float = Field(
+        1024,
+        gt=0,
+        description="Target size of the images, in the unit of `resolution_type`.",
+    )
+    resolution_type: Literal["pixel", "area", "pixel_area"] = Field(
+        "pixel_area",
+        description="`pixel`: length of the shorter side. `area`: megapixels. `pixel_area`: "
+        "side of the square of the same area, so 1024 means about 1024*1024 pixels.",
+    )
+    minimum_image_size: float = Field(
+        0, ge=0, description="Smaller images are left out. Unit of `resolution_type`; 0: none."
+    )
+    maximum_image_size: float = Field(
+        0,
+        ge=0,
+        description="Larger images are left out or, where `target_downsample_size` is set, "
+        "shrunk to that first. Unit of `resolution_type`; 0: no limit.",
+    )
+    target_downsample_size: float = Field(
+        0,
+        ge=0,
+        description="Size to which a large image is shrunk before it is cropped. Unit of "
+        "`resolution_type`; 0: shrink until it just covers its bucket.",
+    )
+    upscale: bool = Field(
+        False, description="Enlarge images smaller than their bucket instead of leaving them out."
+    )
+    crop: bool = Field(
+        False,
+        description="Crop to `crop_aspect`. Without it the bucket follows the image's own "
+        "aspect, and only the overhang of the alignment is trimmed, centred.",
+    )
+    crop_aspect: Literal["square", "preserve", "closest"] = Field(
+        "square",
+        description="`square`; `preserve`: the image's own aspect; `closest`: the nearest of "
+        "`crop_aspect_buckets`.",
+    )
+    crop_aspect_buckets: tuple[float, ...] = Field(
+        (), description='Aspect ratios (width / height) for `crop_aspect = "closest"`.'
+    )
+    crop_style: Literal["center", "random", "corner"] = Field(
+        "center",
+        description="Where the crop lies: `center`, `random` (seeded by image and `crop_seed`) "
+        "or `corner` (top left).",
+    )
+    crop_seed: int = Field(0, ge=0, description='Seed of `crop_style = "random"`.')
+    crops_per_image: int = Field(
+        1, ge=1, le=64, description='Crops of each image with `crop_style = "random"`.'
+    )
+    aspect_bucket_alignment: int = Field(
+        64, description="Bucket sides are multiples of this, itself a multiple of 16 (pixels)."
+    )
+    aspect_bucket_rounding: int = Field(
+        2, ge=0, le=6, description="Decimal places to which aspect ratios are rounded."
+    )
+    repeats: int = Field(
+        0, ge=0, description="Extra times per epoch: a sample is seen `repeats` + 1 times."
+    )
+    caption_strategy: Literal[
+        "filename", "instanceprompt", "textfile", "jsonl", "csv", "parquet"
+    ] = Field(
+        "filename",
+        description="Where captions come from: the file's name, `instance_prompt`, a `.txt` "
+        "beside the image, or a column of `list_file`.",
+    )
+    caption_column: str = Field(
+        "caption", description="Column of `list_file` with the caption, or a list of captions."
+    )
+    path_column: str = Field("path", description="Column of `list_file` with the image's path.")
+    instance_prompt: str | None = Field(
+        None, description='The caption of every image with `caption_strategy = "instanceprompt"`.'
+    )
+    prepend_instance_prompt: bool = Field(
+        False, description="Put `instance_prompt` and a space before every caption."
+    )
+    textfile_lines: Literal["captions", "join"] = Field(
+        "captions",
+        description="`captions`: every line of a `.txt` is a caption of its own, one of which "
+        "is drawn each time. `join`: the lines are one caption.",
+    )
+    animated: Literal["reject", "first"] = Field(
+        "reject", description="Animations: `reject`, or use the `first` frame."
+    )
+    maximum_pixels: int = Field(
+        200_000_000,
+        gt=0,
+        description="Images of more pixels are rejected unopened (decompression bombs).",
+    )
+
+
+class DatasetConfig(DatasetOptions):
+    """A `[[dataset]]`: a source of images and captions, with its options."""
+
+    id: str = Field(
+        description="Name of the dataset in manifests and messages.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )
+    instance_data_dir: str = Field(
+        description="Folder of the images, or `hf://datasets/OWNER/NAME` with an optional "
+        "`@REVISION` and `/SUBFOLDER`. Relative folders start at the workspace."
+    )
+    type: Literal["local", "list", "huggingface"] | None = Field(
+        None,
+        description="`local`: walk the folder. `list`: only the images that `list_file` names. "
+        "`huggingface`: a dataset repository. Default: by `instance_data_dir`.",
+    )
+    dataset_type: Literal["image", "eval"] = Field(
+        "image", description="`eval`: never trained on, kept for evaluation."
+    )
+    is_regularisation_data: bool = Field(
+        False, description="Train these towards the base model's own prediction."
+    )
+    disabled: bool = Field(False, description="Leave this dataset out.")
+    list_file: str | None = Field(
+        None,
+        description="JSONL, CSV or Parquet table with paths and captions. Its paths start at "
+        "`instance_data_dir` and must stay inside it.",
+    )
+
+    @property
+    def split(self) -> str:
+        """`train`, `eval` or `regularisation`."""
+        if self.dataset_type == "eval":
+            return "eval"
+        return "regularisation" if self.is_regularisation_data else "train"
+
+    @property
+    def source(self) -> str:
+        """`local`, `list` or `huggingface`, with the default filled in."""
+        if self.type is not None:
+            return self.type
+        return "huggingface" if self.instance_data_dir.startswith("hf://") else "local"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DatasetConfig:
+        where = f"dataset `{self.id}`"
+        if self.aspect_bucket_alignment % MIN_ALIGNMENT or self.aspect_bucket_alignment <= 0:
+            raise ValueError(
+                f"{where}: aspect_bucket_alignment is {self.aspect_bucket_alignment}, but must "
+                f"be a positive multiple of {MIN_ALIGNMENT}"
+            )
+        side = self.resolution
+        if self.resolution_type == "area":
+            side = math.sqrt(self.resolution * 1e6)
+        aligned = round(side / self.aspect_bucket_alignment) * self.aspect_bucket_alignment
+        if aligned > MAX_BUCKET_SIDE:
+            raise ValueError(
+                f"{where}: resolution {self.resolution:g} ({self.resolution_type}) makes buckets "
+                f"of {aligned} px a side; OmniGen's limit is {MAX_BUCKET_SIDE} px"
+            )
+        if aligned == 0:
+            raise ValueError(
+                f"{where}: resolution {self.resolution:g} ({self.resolution_type}) is less than "
+                f"half of aspect_bucket_alignment ({self.aspect_bucket_alignment} px)"
+            )
+        if self.crop and self.crop_aspect == "closest" and not self.crop_aspect_buckets:
+            raise ValueError(
+                f'{where}: crop_aspect = "closest" needs crop_aspect_buckets, such as '
+                "[0.75, 1.0, 1.33]"
+            )
+        if any(a <= 0 for a in self.crop_aspect_buckets):
+            raise ValueError(f"{where}: crop_aspect_buckets must be positive")
+        if self.crops_per_image > 1 and not (self.crop and self.crop_style == "random"):
+            raise ValueError(
+                f"{where}: crops_per_image = {self.crops_per_image} needs crop = true and "
+                'crop_style = "random"'
+            )
+        if self.caption_strategy == "instanceprompt" and not self.instance_prompt:
+            raise ValueError(f'{where}: caption_strategy "instanceprompt" needs instance_prompt')
+        if self.prepend_instance_prompt and not self.instance_prompt:
+            raise ValueError(f"{where}: prepend_instance_prompt needs instance_prompt")
+        if self.source == "list" and self.list_file is None:
+            raise ValueError(f'{where}: type = "list" needs list_file')
+        if self.caption_strategy in ("jsonl", "csv", "parquet") and self.list_file is None:
+            raise ValueError(f'{where}: caption_strategy "{self.caption_strategy}" needs list_file')
+        if self.source == "huggingface" and not self.instance_data_dir.startswith("hf://datasets/"):
+            raise ValueError(
+                f"{where}: a huggingface dataset is written hf://datasets/OWNER/NAME, not "
+                f"{self.instance_data_dir}"
+            )
+        if self.dataset_type == "eval" and self.is_regularisation_data:
+            raise ValueError(f"{where}: eval data cannot be regularisation data as well")
+        if 0 < self.maximum_image_size < self.minimum_image_size:
+            raise ValueError(f"{where}: maximum_image_size is below minimum_image_size")
+        return self
+
+
+class PixelsConfig(_Table):
+    """How image files become the pixels that the VAE gets."""
+
+    decode: Literal["full", "reduced"] = Field(
+        "full",
+        description="`reduced`: JPEGs are decoded at the largest reduction that leaves at least "
+        "1.5 times the size they are resized to. Faster, and not quite the same pixels.",
+    )
+    alpha_background: str = Field(
+        "white", description="Colour under transparent images: a name or `#rrggbb`."
+    )
+
+    @model_validator(mode="after")
+    def _known_colour(self) -> PixelsConfig:
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(self.alpha_background)
+        except ValueError as error:
+            raise ValueError(
+                f'alpha_background "{self.alpha_background}" is not a colour; use a name such '
+                "as white, or #rrggbb"
+            ) from error
+        return self
+
+
+class VaeConfig(_Table):
+    """How latents are encoded."""
+
+    vae_batch_size: int = Field(4, ge=1, description="Images per VAE batch.")
+    vae_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Precision of the VAE. OmniGen's authors encode in float32."
+    )
+    latent_dtype: Literal["fp16", "fp32"] = Field("fp16", description="Precision in the shards.")
+    vae_enable_tiling: bool = Field(
+        False, description="Encode in tiles: less memory, slightly other latents."
+    )
+    vae_tile_size: int = Field(512, ge=64, description="Side of a tile in pixels.")
+    vae_enable_slicing: bool = Field(
+        False, description="Encode the images of a batch one after the other."
+    )
+    decode_workers: int = Field(
+        0, ge=0, description="Threads that decode images; 0: as many as there are cores."
+    )
+    shard_size_mb: int = Field(256, ge=1, description="A shard closes at this size, in MiB…")
+    shard_seconds: float = Field(60, gt=0, description="…or at this age, in seconds.")
+
+
+class PromptsConfig(_Table):
+    """How prompts are tokenised."""
+
+    warn_tokens: int = Field(
+        0,
+        ge=0,
+        description="Name prompts of more tokens than this in the summary; 0: never. Nothing is "
+        "ever truncated.",
+    )
+
+
+class ValidationConfig(_Table):
+    """Prompts that are tokenised beside the captions, for pictures made during training."""
+
+    validation_prompt: str | None = Field(None, description="The main validation prompt.")
+    user_prompt_library: str | None = Field(
+        None, description="JSON file of nickname: prompt. Relative paths start at the workspace."
+    )
+    validation_negative_prompt: str | None = Field(
+        None, description="Negative prompt; default: the one built into diffusers' OmniGen."
+    )
+
+
+class LokrModuleConfig(_Table):
+    """Options for the modules of one class."""
+
+    factor: int | None = Field(None, description="Kronecker factor of these modules.")
+    linear_dim: int | None = Field(None, ge=1, description="Rank of these modules.")
+    linear_alpha: float | None = Field(None, description="Alpha of these modules.")
+
+
+class LokrPresetConfig(_Table):
+    """Which modules of the transformer are adapted."""
+
+    target_module: tuple[str, ...] = Field(
+        ("Attention", "FeedForward"),
+        description="Classes whose linear layers are adapted. `FeedForward` means OmniGen's "
+        "`OmniGenFeedForward`.",
+    )
+    module_algo_map: dict[str, LokrModuleConfig] = Field(
+        default_factory=lambda: {
+            "Attention": LokrModuleConfig(factor=16),
+            "FeedForward": LokrModuleConfig(factor=8),
+        },
+        description="Options per class, such as `FeedForward = { factor = 8 }`.",
+    )
+
+
+class LokrConfig(_Table):
+    """The LoKr adapter; the keys are those of `lycoris_config.json`."""
+
+    algo: Literal["lokr"] = Field("lokr", description="Always `lokr`.")
+    multiplier: float = Field(1.0, description="Strength of the adapter while training.")
+    linear_dim: int = Field(
+        10000,
+        ge=1,
+        description="Rank of the larger factor. At or above half of its side (10000 always is) "
+        "it is a full matrix, and linear_alpha has no effect.",
+    )
+    linear_alpha: float = Field(1, description="Scale of a low-rank factor: alpha / rank.")
+    factor: int = Field(16, description="Size of the smaller Kronecker factor; -1: near square.")
+    decompose_both: bool = Field(False, description="Make the smaller factor low-rank too.")
+    full_matrix: bool = Field(False, description="Full matrices whatever `linear_dim` says.")
+    apply_preset: LokrPresetConfig = Field(
+        default_factory=LokrPresetConfig, description="Which modules are adapted."
+    )
+
+
+class TrainConfig(_Table):
+    """The training loop."""
+
+    tracker_run_name: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run: its folder is `runs/NAME`.",
+    )
+    seed: int = Field(42, ge=0, description="Seed of order, noise, time and captions.")
+    max_train_steps: int = Field(
+        0, ge=0, description="Optimizer steps to train; 0: unset, see num_train_epochs."
+    )
+    num_train_epochs: int = Field(
+        0, ge=0, description="Epochs to train; 0: unset. With both set, the earlier end counts."
+    )
+    train_batch_size: int = Field(1, ge=1, description="Samples per micro-batch.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Micro-batches per optimizer step and process."
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="Learning rate after warm-up.")
+    lr_scheduler: Literal["constant"] = Field("constant", description="Schedule after warm-up.")
+    lr_warmup_steps: int = Field(
+        100, ge=0, description="Steps in which the rate rises linearly to learning_rate."
+    )
+    optimizer: Literal["adamw", "adamw_bf16"] = Field(
+        "adamw",
+        description="`adamw_bf16` is the same here: adapter weights are float32.",
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    adam_weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0: off.")
+    grad_clip_method: Literal["norm", "value"] = Field(
+        "norm",
+        description="`norm`: scale to this global norm. `value`: clamp each element to it.",
+    )
+    mixed_precision: Literal["auto", "bf16", "no"] = Field(
+        "auto",
+        description="`bf16`: base weights and autocast in bfloat16. `auto`: bf16 where the "
+        "GPU has it, else `no`.",
+    )
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute activations in the backward pass: less memory, slower."
+    )
+    caption_dropout_probability: float = Field(
+        0.01, ge=0, le=1, description="Share of draws in which the prompt is dropped."
+    )
+    caption_dropout_prompt: Literal["<cfg>", "empty", "negative"] = Field(
+        "<cfg>",
+        description="What a dropped prompt becomes; OmniGen was trained with `<cfg>`.",
+    )
+    vae_posterior: Literal["sample", "mean"] = Field(
+        "sample", description="`sample`: a fresh draw each time. `mean`: the posterior's mean."
+    )
+    checkpoint_step_interval: int = Field(
+        500, ge=0, description="Steps between checkpoints; 0: only at the end."
+    )
+    checkpoints_total_limit: int = Field(
+        0, ge=0, description="Keep this many newest checkpoints; 0: all."
+    )
+    resume_from_checkpoint: str = Field(
+        "latest",
+        description="`latest`, the name of a checkpoint of this run, or `none` to refuse to "
+        "go on with an existing run.",
+    )
+    report_to: Literal["tensorboard", "none"] = Field(
+        "tensorboard", description="Where metrics go beside `metrics.jsonl`."
+    )
+    lycoris_config: str | None = Field(
+        None,
+        description="A `lycoris_config.json` to read the adapter from, instead of `[lokr]`.",
+    )
+
+
+class Config(_Table):
+    """The whole file."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    defaults: dict[str, Any] = Field(
+        default_factory=dict, description="Options for every dataset that does not set its own."
+    )
+    dataset: tuple[DatasetConfig, ...] = Field(default=())
+    pixels: PixelsConfig = Field(default_factory=PixelsConfig)
+    vae: VaeConfig = Field(default_factory=VaeConfig)
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig)
+    validation: ValidationConfig = Field(default_factory=ValidationConfig)
+    lokr: LokrConfig = Field(default_factory=LokrConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @property
+    def datasets(self) -> tuple[DatasetConfig, ...]:
+        """The datasets that are not disabled, in the file's order."""
+        return tuple(dataset for dataset in self.dataset if not dataset.disabled)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_defaults(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or not isinstance(raw.get("defaults", {}), dict):
+            return raw
+        defaults = raw.get("defaults", {})
+        datasets = raw.get("dataset", ())
+        if not isinstance(datasets, (list, tuple)):
+            return raw
+        merged = [{**defaults, **d} if isinstance(d, dict) else d for d in datasets]
+        return {**raw, "dataset": merged}
+
+    @model_validator(mode="after")
+    def _distinct_ids(self) -> Config:
+        unknown = set(self.defaults) - set(DatasetOptions.model_fields)
+        if unknown:
+            name = sorted(unknown)[0]
+            hint = _nearest(name, DatasetOptions.model_fields)
+            raise ValueError(f"[defaults] has an unknown key `{name}`{hint}")
+        ids = [dataset.id for dataset in self.dataset]
+        repeated = sorted({i for i in ids if ids.count(i) > 1})
+        if repeated:
+            raise ValueError(f"two datasets have the id `{repeated[0]}`; ids must differ")
+        return self
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    """The known keys of the table at `location` of the configuration."""
+    current: Any = Config
+    for step in location:
+        if isinstance(step, int):
+            continue
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return []
+        field = current.model_fields.get(str(step))
+        if field is None:
+            return []
+        current = field.annotation
+        while get_origin(current) in (tuple, dict, Union):
+            arguments = [a for a in get_args(current) if a not in (type(None), Ellipsis, str)]
+            if not arguments:
+                return []
+            current = arguments[-1]
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []
+
+
+def describe(error: ValidationError, source: Path | str) -> str:
+    """One line per fault of a configuration: file, key, what is wrong, what is allowed."""
+    lines = []
+    for fault in error.errors():
+        location = fault["loc"]
+        place = ".".join(
+            f"[{step}]" if isinstance(step, int) else str(step) for step in location
+        ).replace(".[", "[")
+        if fault["type"] == "extra_forbidden":
+            hint = _nearest(str(location[-1]), _fields_at(location[:-1]))
+            lines.append(f"{source}: unknown key `{place}`{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"{source}: `{place}` is missing")
+        elif fault["type"] == "value_error":
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: {message}")
+        else:
+            lines.append(f"{source}: `{place}` is {fault['input']!r}: {fault['msg'].lower()}")
+    return "\n".join(lines)
+
+
+def parse(raw: dict[str, Any], source: Path | str) -> Config:
+    """The configuration in `raw`; raises `UsageError` naming `source` and each fault."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(describe(error, source)) from error
+
+
+def load(path: Path) -> Config:
+    """The configuration in the TOML file `path`; raises `UsageError` for any fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"There is no {path.name} in {path.parent}. Make one with `omnigen-pipe init`, or "
+            "name the workspace with --workspace."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from error
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    return parse(raw, path)

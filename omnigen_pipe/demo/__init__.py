@@ -1,0 +1,1 @@
+"""A small model and drawn pictures, for the demo and the tests."""

@@ -1,0 +1,134 @@
+"""A small OmniGen with random weights, in diffusers' folder layout, built in seconds.
+
+It computes exactly what the real one computes, only with fewer and narrower layers. It has
+learned nothing: it shows that the pipeline runs, not that pictures come out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+#: Ids 0, 1 and 2 are where Llama's vocabulary, and so Phi-3's and OmniGen's, has them.
+SPECIAL_TOKENS = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|endoftext|>",
+    "<|user|>",
+    "<|end|>",
+    "<|assistant|>",
+    "<|diffusion|>",
+    "<cfg>",
+    "<img>",
+    "</img>",
+)
+_VOCABULARY = 512
+_CORPUS = (
+    "Generate an image according to the following instructions",
+    "a large red circle left of a small blue square on a white background",
+    "a small green triangle above a yellow star on a black background, photograph, drawing",
+    "low quality, jpeg artifacts, ugly, blurry, deformed, bad anatomy, too many fingers",
+    "two brown dogs looking out of a wooden house, seen from a summit under a blue sky",
+)
+
+
+def build_tokenizer(folder: Path) -> None:
+    """Write a small byte-level BPE `tokenizer.json` with OmniGen's special tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "model_max_length": 131072,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def build_small_omnigen(
+    folder: Path,
+    *,
+    seed: int = 0,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    num_heads: int = 2,
+    vae_channels: tuple[int, ...] = (8, 16, 16, 16),
+) -> Path:
+    """Build transformer, VAE, tokenizer and scheduler with random weights; returns `folder`.
+
+    Unlike a freshly constructed model, every bias and norm is random too, so that a mistake in
+    any of them shows. Leaves torch's global random state as it was.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        OmniGenTransformer2DModel,
+    )
+
+    build_tokenizer(folder / "tokenizer")
+    half_head = hidden_size // num_heads // 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = OmniGenTransformer2DModel(
+            hidden_size=hidden_size,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_heads,
+            intermediate_size=2 * hidden_size,
+            num_layers=num_layers,
+            vocab_size=_VOCABULARY,
+            pad_token_id=2,
+            time_step_dim=64,
+            rope_scaling={
+                "type": "su",
+                "short_factor": [1.0 + 0.02 * i for i in range(half_head)],
+                "long_factor": [1.0 + 0.9 * i for i in range(half_head)],
+            },
+        )
+        for name, parameter in transformer.named_parameters():
+            if parameter.ndim == 1:
+                base = 1.0 if name.endswith("norm.weight") else 0.0
+                torch.nn.init.normal_(parameter, base, 0.05)
+        vae = AutoencoderKL(
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
+            up_block_types=("UpDecoderBlock2D",) * len(vae_channels),
+            block_out_channels=vae_channels,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=256,
+            scaling_factor=0.13025,
+            force_upcast=True,
+        )
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1).save_pretrained(
+        folder / "scheduler"
+    )
+    index = {
+        "_class_name": "OmniGenPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "OmniGenTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return folder

@@ -1,0 +1,1 @@
+"""From pixels to published shards of VAE posteriors."""

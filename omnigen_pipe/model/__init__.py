@@ -1,0 +1,1 @@
+"""OmniGen itself: loading, attention, positions, objective, adapter."""

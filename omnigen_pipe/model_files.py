@@ -1,0 +1,57 @@
+"""Where the parts of the model lie: a folder in diffusers' layout, or a download from the hub.
+
+Imports no torch: the VAE's and the tokenizer's keys are needed before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manifests.errors import UsageError
+from omnigen_pipe.workspace import Workspace
+
+#: Weights are read from safetensors only; nothing is ever unpickled.
+_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+
+def model_part(workspace: Workspace, part: str) -> Path:
+    """The folder of one part of the configured model: transformer, vae, tokenizer, scheduler.
+
+    Downloads from the hub what is not in its cache (huggingface_hub's HF_ENDPOINT, HF_HOME and
+    login are respected). Raises `UsageError` where the folder or repository is not usable.
+    """
+    model = workspace.config.model
+    if part == "vae" and model.pretrained_vae_model_name_or_path is not None:
+        folder = _resolve(workspace, model.pretrained_vae_model_name_or_path, None, None)
+        return folder / "vae" if (folder / "vae").is_dir() else folder
+    name = model.pretrained_model_name_or_path
+    folder = _resolve(workspace, name, model.revision, part)
+    if not (folder / part).is_dir():
+        raise UsageError(
+            f"{name} has no folder `{part}/`. pretrained_model_name_or_path must name an OmniGen "
+            "in diffusers' layout, with transformer/, vae/, tokenizer/ and scheduler/."
+        )
+    return folder / part
+
+
+def _resolve(workspace: Workspace, name: str, revision: str | None, part: str | None) -> Path:
+    """The local folder of `name`, downloaded (only `part`, if given) where it is a hub id."""
+    local = workspace.path(name)
+    if local.is_dir():
+        return local
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise UsageError(f"The model folder {local} does not exist.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [f"{part}/{p}" if part else p for p in _PATTERNS]
+    if part is None:
+        patterns += [f"vae/{p}" for p in _PATTERNS]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"`{name}` is neither a folder ({local}) nor could it be fetched from the hub: "
+            f"{str(error).splitlines()[0]} Check the name, the network (HF_ENDPOINT for a "
+            "mirror) and, for gated models, the login (`hf auth login`)."
+        ) from error

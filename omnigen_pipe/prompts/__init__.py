@@ -1,0 +1,1 @@
+"""From captions to token ids in OmniGen's template."""

@@ -1,0 +1,54 @@
+"""What a command reports when it ends: for a person, for `--json`, and as an exit status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Summary:
+    """The outcome of one stage.
+
+    `counts` are numbers a person reads in one line; `left_out` counts items per reason;
+    `notes` are whole sentences that must not be missed; `tables` are printed as they are;
+    `details` appear in the JSON only. `failed` makes the exit status 1, and anything
+    left out makes it 3 under `--strict`.
+    """
+
+    stage: str
+    changed: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    tables: list[Any] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    failed: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """A machine-readable form: everything but the tables."""
+        return {
+            "stage": self.stage,
+            "changed": self.changed,
+            "counts": self.counts,
+            "left_out": self.left_out,
+            "notes": self.notes,
+            **self.details,
+            "failed": self.failed,
+        }
+
+
+def show(summary: Summary) -> None:
+    """Print a summary for a person on stdout."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{number:,} {name}" for name, number in summary.counts.items())
+    state = "" if summary.changed else " (up to date)"
+    console.print(f"{summary.stage}: {counts or 'nothing to do'}{state}", markup=False)
+    for table in summary.tables:
+        console.print(table)
+    for reason, number in sorted(summary.left_out.items(), key=lambda item: (-item[1], item[0])):
+        console.print(f"  left out {number:,}: {reason}", markup=False)
+    for note in summary.notes:
+        console.print(f"  {note}", markup=False)

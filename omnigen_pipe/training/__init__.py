@@ -1,0 +1,1 @@
+"""From frozen samples to an adapter."""

@@ -1,0 +1,1 @@
+"""One module per command, each of which reads as its own summary."""
