@@ -11,7 +11,7 @@ import difflib
 import math
 import sys
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -482,30 +482,28 @@ def _nearest(name: str, known: Any) -> str:
     return f"; did you mean `{close[0]}`?" if close else ""
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    """The known keys of the table at `location` of the configuration."""
-    current: Any = Config
+def _fields_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The known keys of the table at `location` below `root`; empty where there is none."""
+    current: Any = root
     for step in location:
-        if isinstance(step, int):
-            continue
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-        field = current.model_fields.get(str(step))
-        if field is None:
-            return []
-        current = field.annotation
-        while get_origin(current) in (tuple, dict, Union):
-            arguments = [a for a in get_args(current) if a not in (type(None), Ellipsis, str)]
-            if not arguments:
-                return []
-            current = arguments[-1]
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(step))
+            current = field.annotation if field else None
+        elif get_origin(current) in (tuple, dict):
+            # A table of tables or an array of tables: all elements are of one kind.
+            current = [a for a in get_args(current) if a is not Ellipsis][-1]
     if isinstance(current, type) and issubclass(current, BaseModel):
         return list(current.model_fields)
     return []
 
 
-def describe(error: ValidationError, source: Path | str) -> str:
-    """One line per fault of a configuration: file, key, what is wrong, what is allowed."""
+def describe(
+    error: ValidationError, source: Path | str, root: type[BaseModel] | None = None
+) -> str:
+    """One line per fault of a configuration: file, key, what is wrong, what is allowed.
+
+    `root` is the model that was validated; `Config` by default.
+    """
     lines = []
     for fault in error.errors():
         location = fault["loc"]
@@ -513,7 +511,7 @@ def describe(error: ValidationError, source: Path | str) -> str:
             f"[{step}]" if isinstance(step, int) else str(step) for step in location
         ).replace(".[", "[")
         if fault["type"] == "extra_forbidden":
-            hint = _nearest(str(location[-1]), _fields_at(location[:-1]))
+            hint = _nearest(str(location[-1]), _fields_at(root or Config, location[:-1]))
             lines.append(f"{source}: unknown key `{place}`{hint}")
         elif fault["type"] == "missing":
             lines.append(f"{source}: `{place}` is missing")

@@ -1,0 +1,99 @@
+"""OmniGen's attention without its mask.
+
+Prompt and time tokens are plainly causal and do not see the image; image tokens see
+everything. That is two calls of scaled-dot-product attention per row, each on a slice that
+leaves the padding out, so the dense [B, S, S] mask of diffusers' collator is never built and
+flash attention can serve both calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from omnigen_pipe.model.rope import rotate
+
+
+def spans(prompt_lengths: list[int]) -> torch.Tensor:
+    """What the processor needs to know of a batch, as an int64 tensor `[B, 2]` on the CPU.
+
+    Per row: where its prompt begins (the padding before it), and where the image begins
+    (after the longest prompt and the time token). On the CPU, so that reading it in every
+    block does not wait for the GPU.
+    """
+    longest = max(prompt_lengths)
+    return torch.tensor([[longest - n, longest + 1] for n in prompt_lengths], dtype=torch.int64)
+
+
+class MaskFreeAttention:
+    """The attention processor: takes `spans` where diffusers passes a mask.
+
+    A dense mask (as diffusers' own pipeline passes) still works, for sampling.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Attention of `hidden_states` `[B, S, width]` over itself; same shape out."""
+        batch, length, _ = hidden_states.shape
+        query = attn.to_q(hidden_states)
+        key = attn.to_k(encoder_hidden_states)
+        value = attn.to_v(encoder_hidden_states)
+        head_dim = query.shape[-1] // attn.heads
+        query, key, value = (
+            x.view(batch, length, -1, head_dim).transpose(1, 2) for x in (query, key, value)
+        )
+        if image_rotary_emb is not None:
+            query = rotate(query, *image_rotary_emb)
+            key = rotate(key, *image_rotary_emb)
+
+        if attention_mask is not None and attention_mask.dim() == 2:
+            out = _by_spans(query, key, value, attention_mask)
+        else:
+            grouped = key.shape[1] != query.shape[1]
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=attention_mask, enable_gqa=grouped
+            )
+        out = out.transpose(1, 2).reshape(batch, length, -1)
+        projected: torch.Tensor = attn.to_out[0](out)
+        return projected
+
+
+def _by_spans(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: torch.Tensor
+) -> torch.Tensor:
+    """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros."""
+    rows = span.tolist()
+    if all(row == rows[0] for row in rows):
+        return _one_span(query, key, value, *rows[0])
+    parts = [
+        _one_span(query[i : i + 1], key[i : i + 1], value[i : i + 1], start, image)
+        for i, (start, image) in enumerate(rows)
+    ]
+    return torch.cat(parts)
+
+
+def _one_span(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, image: int
+) -> torch.Tensor:
+    """Rows that share one layout: padding up to `start`, prompt and time up to `image`."""
+    grouped = key.shape[1] != query.shape[1]
+    prompt = F.scaled_dot_product_attention(
+        query[:, :, start:image],
+        key[:, :, start:image],
+        value[:, :, start:image],
+        is_causal=True,
+        enable_gqa=grouped,
+    )
+    picture = F.scaled_dot_product_attention(
+        query[:, :, image:], key[:, :, start:], value[:, :, start:], enable_gqa=grouped
+    )
+    padding = prompt.new_zeros(*prompt.shape[:2], start, prompt.shape[-1])
+    return torch.cat((padding, prompt, picture), dim=2)

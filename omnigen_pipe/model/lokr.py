@@ -1,0 +1,203 @@
+"""The LoKr adapter: LyCORIS' modules, created with every choice stated, and its file.
+
+Always in bypass mode: the Kronecker factors are applied to the activations. LyCORIS' default
+rebuilds the whole weight, which costs a full weight gradient and loses small changes in
+bfloat16. Target classes that match nothing are errors here; LyCORIS would only warn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from manifests.errors import PipeError, UsageError
+from manifests.parquet import tool_version
+from omnigen_pipe.config import LokrConfig, describe
+
+#: What the guide's names mean in diffusers' OmniGen. LyCORIS matches class names exactly.
+CLASS_ALIASES = {"FeedForward": "OmniGenFeedForward"}
+_PREFIX = "lycoris"
+
+
+@dataclass(frozen=True)
+class TargetCount:
+    """How much of the adapter one target class received."""
+
+    target: str
+    modules: int
+    parameters: int
+    full_matrices: int
+
+
+def read_lycoris_config(path: Path) -> LokrConfig:
+    """The adapter in a `lycoris_config.json`; raises `UsageError` for any fault in it."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"lycoris_config names {path}, which does not exist.") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+    try:
+        return LokrConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(describe(error, path, LokrConfig)) from error
+
+
+def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
+    """Adapt `transformer` in place and return LyCORIS' network, float32, on the CPU.
+
+    Its parameters are the adapter's; the transformer's own stay frozen. Starts as the
+    identity. The initial weights depend on `seed` alone.
+    """
+    from lycoris.wrapper import LycorisNetwork
+
+    preset = config.apply_preset
+    classes = {target: CLASS_ALIASES.get(target, target) for target in preset.target_module}
+    present = {type(module).__name__ for module in transformer.modules()}
+    for target, name in classes.items():
+        if name not in present or not _linears(transformer, name):
+            raise UsageError(
+                f"LoKr target `{target}` matches nothing in {type(transformer).__name__}. "
+                f"Classes with linear layers: {', '.join(_adaptable(transformer))}."
+            )
+    # Absent keys would persist from an earlier call: LyCORIS keeps presets as class state.
+    # Its map's keys also count as targets, so only those of actual targets are handed on.
+    LycorisNetwork.apply_preset(
+        {
+            "enable_conv": False,
+            "target_module": list(classes.values()),
+            "target_name": [],
+            "module_algo_map": {
+                classes[target]: _module_options(options)
+                for target, options in preset.module_algo_map.items()
+                if target in classes
+            },
+            "name_algo_map": {},
+            "lora_prefix": _PREFIX,
+            "use_fnmatch": False,
+            "exclude_name": [],
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = LycorisNetwork(
+            transformer,
+            multiplier=config.multiplier,
+            lora_dim=config.linear_dim,
+            alpha=config.linear_alpha,
+            network_module=config.algo,
+            factor=config.factor,
+            decompose_both=config.decompose_both,
+            full_matrix=config.full_matrix,
+            bypass_mode=True,
+        )
+    network.apply_to()
+    network.float().requires_grad_(True)
+    return network
+
+
+def _module_options(options: Any) -> dict[str, Any]:
+    named = {
+        "factor": options.factor,
+        "dim": options.linear_dim,
+        "alpha": options.linear_alpha,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _linears(transformer: nn.Module, class_name: str) -> list[str]:
+    """Names of the linear layers inside modules of the class, as LyCORIS spells them."""
+    names = []
+    for outer, module in transformer.named_modules():
+        if type(module).__name__ == class_name:
+            for inner, child in module.named_modules():
+                if isinstance(child, nn.Linear):
+                    full = ".".join(part for part in (outer, inner) if part)
+                    names.append(f"{_PREFIX}_{full}".replace(".", "_"))
+    return names
+
+
+def _adaptable(transformer: nn.Module) -> list[str]:
+    """Classes of modules inside the blocks that hold linear layers, by the guide's names."""
+    guide_names = {actual: name for name, actual in CLASS_ALIASES.items()}
+    found = {
+        type(module).__name__
+        for module in transformer.modules()
+        if any(isinstance(child, nn.Linear) for child in module.children())
+    }
+    return sorted(guide_names.get(name, name) for name in found - {"ModuleList"})
+
+
+def count_targets(transformer: nn.Module, network: Any, config: LokrConfig) -> list[TargetCount]:
+    """Modules and parameters of the adapter per target class."""
+    by_name = {lora.lora_name: lora for lora in network.loras}
+    counts = []
+    for target in config.apply_preset.target_module:
+        names = _linears(transformer, CLASS_ALIASES.get(target, target))
+        loras = [by_name[name] for name in names if name in by_name]
+        counts.append(
+            TargetCount(
+                target,
+                len(loras),
+                sum(p.numel() for lora in loras for p in lora.parameters()),
+                sum(1 for lora in loras if lora.use_w1 and lora.use_w2),
+            )
+        )
+    return counts
+
+
+def weights(network: Any) -> dict[str, torch.Tensor]:
+    """The adapter's tensors as LyCORIS names them, float32 copies on the CPU."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+        for name, tensor in network.state_dict().items()
+    }
+
+
+def save_adapter(
+    tensors: Mapping[str, torch.Tensor], path: Path, config: LokrConfig, **metadata: str
+) -> None:
+    """Write the adapter as safetensors, with its configuration as metadata.
+
+    LyCORIS' own `create_lycoris_from_weights` loads the file.
+    """
+    entries = {
+        "format": "pt",
+        "lycoris_config": config.model_dump_json(),
+        "omnigen_pipe_version": tool_version(),
+        **metadata,
+    }
+    save_file(dict(tensors), path, metadata=entries)
+
+
+def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """An adapter file's tensors and metadata; raises `PipeError` where it is not one."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return tensors, handle.metadata() or {}
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no adapter {path}.") from error
+    except (SafetensorError, OSError) as error:
+        raise PipeError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def restore_weights(network: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put `tensors` (of `weights`) back into the network, which must have the same shapes."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise PipeError(
+                    f"The adapter's tensor {name} is missing or has another shape than the "
+                    "configuration asks for."
+                )
+            parameter.copy_(tensors[name])

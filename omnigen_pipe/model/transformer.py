@@ -1,0 +1,82 @@
+"""OmniGen's transformer: diffusers' model, with positions and attention row by row.
+
+The weights, blocks and forward pass are diffusers' own; only the rotary module and the
+attention processors are replaced, because the originals let a sample's result depend on its
+neighbours in the batch and need a dense mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.errors import UsageError
+from omnigen_pipe.model.attention import MaskFreeAttention, spans
+from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
+
+#: Token that fills up shorter prompts on the left, as in the authors' collator.
+PADDING_TOKEN = 2
+
+
+def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' `OmniGenTransformer2DModel` from `folder`, frozen, in `dtype` on `device`.
+
+    Weights come from safetensors only. Loading directly in bfloat16 also keeps the position
+    buffer, and with it the residual stream, in bfloat16.
+    """
+    from diffusers import OmniGenTransformer2DModel
+
+    try:
+        transformer = OmniGenTransformer2DModel.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"The transformer in {folder} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    transformer.requires_grad_(False)
+    return rowwise(transformer).to(device)
+
+
+def rowwise(transformer: Any) -> Any:
+    """Replace rotary module and attention processors in place; returns the transformer."""
+    transformer.rope = RowwiseRotaryEmbedding(transformer.rope)
+    processor = MaskFreeAttention()
+    for block in transformer.layers:
+        block.self_attn.set_processor(processor)
+    return transformer
+
+
+def predict_velocity(
+    transformer: Any, x_t: torch.Tensor, t: torch.Tensor, prompts: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """The model's velocity for noisy latents; `[B, 4, H/8, W/8]`, in the model's dtype.
+
+    `x_t`: scaled noisy latents `[B, 4, H/8, W/8]`; `t`: times `[B]` in [0, 1], 1 is clean;
+    `prompts`: token ids per row, of any lengths.
+    """
+    device = x_t.device
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    ids = [[PADDING_TOKEN] * (longest - len(p)) + list(p) for p in prompts]
+    patch = transformer.config.patch_size
+    image_tokens = (x_t.shape[-2] // patch) * (x_t.shape[-1] // patch)
+    total = longest + 1 + image_tokens
+    starts = torch.tensor([longest - n for n in lengths], device=device)
+    # 0 on the padding, then 0, 1, 2, … over prompt, time token and image.
+    positions = (torch.arange(total, device=device)[None] - starts[:, None]).clamp_(min=0)
+    output = transformer(
+        hidden_states=x_t.to(transformer.dtype),
+        timestep=t,
+        input_ids=torch.tensor(ids, dtype=torch.int64, device=device),
+        input_img_latents=[],
+        input_image_sizes={},
+        attention_mask=spans(lengths),
+        position_ids=positions,
+        return_dict=False,
+    )
+    velocity: torch.Tensor = output[0]
+    return velocity

@@ -1,0 +1,203 @@
+"""The adapter: what it attaches to, that its file is LyCORIS', and that it computes W + delta."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.model import lokr
+from omnigen_pipe.model.transformer import load_transformer, predict_velocity
+
+CPU = torch.device("cpu")
+LOW_RANK = {
+    "linear_dim": 3,
+    "linear_alpha": 6,
+    "factor": 4,
+    "apply_preset": {"target_module": ["Attention"], "module_algo_map": {}},
+}
+
+
+def _transformer(folder: Path) -> Any:
+    return load_transformer(folder / "transformer", torch.float32, CPU)
+
+
+def _randomise(network: Any, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def _inputs() -> tuple[torch.Tensor, torch.Tensor, list[list[int]]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([0.3, 0.8]), [[5, 6], [7]]
+
+
+def test_the_guides_targets_match_both_classes(small_omnigen: Path) -> None:
+    transformer = _transformer(small_omnigen)
+    network = lokr.attach(transformer, LokrConfig(), seed=0)
+    counts = {c.target: c for c in lokr.count_targets(transformer, network, LokrConfig())}
+    assert counts["Attention"].modules == 2 * 4
+    assert counts["FeedForward"].modules == 2 * 2
+    assert sum(c.parameters for c in counts.values()) == sum(
+        p.numel() for p in network.parameters()
+    )
+
+
+def test_true_size_counts_are_the_known_ones() -> None:
+    """OmniGen-v1's dimensions on the meta device: 128 + 64 modules, 4.75 M and 42.5 M in all."""
+    from diffusers import OmniGenTransformer2DModel
+
+    with torch.device("meta"):
+        rope = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+        transformer = OmniGenTransformer2DModel(rope_scaling=rope, pos_embed_max_size=2)
+        network = lokr.attach(transformer, LokrConfig(), seed=0)
+    attention, feed_forward = lokr.count_targets(transformer, network, LokrConfig())
+    assert (attention.modules, feed_forward.modules) == (128, 64)
+    assert round(attention.parameters / 1e6, 2) == 4.75
+    assert round((attention.parameters + feed_forward.parameters) / 1e6, 1) == 42.5
+
+
+def test_a_fresh_adapter_changes_nothing_and_leaves_the_base_frozen(small_omnigen: Path) -> None:
+    transformer = _transformer(small_omnigen)
+    x_t, t, prompts = _inputs()
+    with torch.no_grad():
+        before = predict_velocity(transformer, x_t, t, prompts)
+        network = lokr.attach(transformer, LokrConfig(), seed=0)
+        assert torch.equal(before, predict_velocity(transformer, x_t, t, prompts))
+    assert not any(p.requires_grad for p in transformer.parameters())
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_initial_weights_depend_on_the_seed_alone(small_omnigen: Path) -> None:
+    first, again, other = (
+        lokr.weights(lokr.attach(_transformer(small_omnigen), LokrConfig(), seed=s))
+        for s in (4, 4, 5)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("config", [LokrConfig(), LokrConfig.model_validate(LOW_RANK)])
+def test_the_output_is_that_of_weights_plus_kronecker_delta(
+    small_omnigen: Path, config: LokrConfig
+) -> None:
+    """Against torch.kron written out: W + scale * kron(w1, w2) on a plain transformer."""
+    adapted = _transformer(small_omnigen)
+    network = lokr.attach(adapted, config, seed=0)
+    _randomise(network)
+    plain = _transformer(small_omnigen)
+    tensors = lokr.weights(network)
+    linears = {
+        f"lycoris_{name}".replace(".", "_"): module
+        for name, module in plain.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    prefixes = {name.split(".")[0] for name in tensors}
+    assert prefixes
+    with torch.no_grad():
+        for prefix in prefixes:
+            part = {n.split(".")[1]: v for n, v in tensors.items() if n.startswith(prefix + ".")}
+            if "lokr_w2" in part:
+                w2, scale = part["lokr_w2"], 1.0
+            else:
+                w2 = part["lokr_w2_a"] @ part["lokr_w2_b"]
+                scale = config.linear_alpha / config.linear_dim
+            linears[prefix].weight += scale * torch.kron(part["lokr_w1"], w2)
+        x_t, t, prompts = _inputs()
+        ours = predict_velocity(adapted, x_t, t, prompts)
+        merged = predict_velocity(plain, x_t, t, prompts)
+        base = predict_velocity(_transformer(small_omnigen), x_t, t, prompts)
+    assert (ours - merged).norm() / merged.norm() < 1e-5
+    assert (ours - base).norm() / base.norm() > 1e-2
+
+
+@pytest.mark.parametrize("config", [LokrConfig(), LokrConfig.model_validate(LOW_RANK)])
+def test_lycoris_own_loader_reads_the_file(
+    small_omnigen: Path, tmp_path: Path, config: LokrConfig
+) -> None:
+    from lycoris import create_lycoris_from_weights
+
+    adapted = _transformer(small_omnigen)
+    network = lokr.attach(adapted, config, seed=0)
+    _randomise(network)
+    path = tmp_path / "adapter.safetensors"
+    lokr.save_adapter(lokr.weights(network), path, config, step="7")
+
+    theirs = _transformer(small_omnigen)
+    loaded, _ = create_lycoris_from_weights(1.0, str(path), theirs)
+    for module in loaded.loras:
+        module.bypass_mode = True
+    loaded.apply_to()
+    x_t, t, prompts = _inputs()
+    with torch.no_grad():
+        difference = predict_velocity(theirs, x_t, t, prompts) - predict_velocity(
+            adapted, x_t, t, prompts
+        )
+    assert len(loaded.loras) == len(network.loras)
+    assert difference.abs().max() < 1e-5
+    metadata = lokr.read_adapter(path)[1]
+    assert LokrConfig.model_validate_json(metadata["lycoris_config"]) == config
+    assert metadata["step"] == "7"
+
+
+def test_restoring_is_exact_and_refuses_another_shape(small_omnigen: Path) -> None:
+    network = lokr.attach(_transformer(small_omnigen), LokrConfig(), seed=0)
+    _randomise(network)
+    kept = lokr.weights(network)
+    _randomise(network, seed=2)
+    lokr.restore_weights(network, kept)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in lokr.weights(network).items())
+    other = lokr.attach(_transformer(small_omnigen), LokrConfig.model_validate(LOW_RANK), seed=0)
+    with pytest.raises(PipeError, match="another shape"):
+        lokr.restore_weights(other, kept)
+
+
+def test_a_target_that_matches_nothing_is_a_usage_error(small_omnigen: Path) -> None:
+    config = LokrConfig.model_validate({"apply_preset": {"target_module": ["Attn"]}})
+    with pytest.raises(UsageError, match=r"`Attn` matches nothing.*Attention.*FeedForward"):
+        lokr.attach(_transformer(small_omnigen), config, seed=0)
+
+
+def test_a_class_only_in_the_algo_map_is_not_adapted(small_omnigen: Path) -> None:
+    """The guide says FeedForward may be taken out of the targets; its map entry may stay."""
+    config = LokrConfig.model_validate({"apply_preset": {"target_module": ["Attention"]}})
+    transformer = _transformer(small_omnigen)
+    network = lokr.attach(transformer, config, seed=0)
+    assert len(network.loras) == 2 * 4
+
+
+def test_the_guides_file_is_read_and_faults_are_named(tmp_path: Path) -> None:
+    guide = {
+        "algo": "lokr",
+        "multiplier": 1.0,
+        "linear_dim": 10000,
+        "linear_alpha": 1,
+        "factor": 16,
+        "apply_preset": {
+            "target_module": ["Attention", "FeedForward"],
+            "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}},
+        },
+    }
+    path = tmp_path / "lycoris_config.json"
+    path.write_text(json.dumps(guide))
+    assert lokr.read_lycoris_config(path) == LokrConfig()
+    path.write_text(json.dumps({**guide, "fctor": 4}))
+    with pytest.raises(UsageError, match="unknown key `fctor`; did you mean `factor`"):
+        lokr.read_lycoris_config(path)
+    path.write_text("{")
+    with pytest.raises(UsageError, match="not valid JSON"):
+        lokr.read_lycoris_config(path)
+
+
+def test_a_damaged_adapter_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00not json")
+    with pytest.raises(PipeError, match=r"adapter\.safetensors"):
+        lokr.read_adapter(path)
