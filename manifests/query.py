@@ -19,7 +19,7 @@ def query(sql: str, *parameters: object, **tables: pa.Table) -> pa.Table:
     with duckdb.connect() as connection:
         for name, table in tables.items():
             connection.register(name, table)
-        return connection.execute(sql, list(parameters)).to_arrow_table()
+        return connection.sql(sql, params=list(parameters)).to_arrow_table()
 
 
 def fingerprint(table: pa.Table, columns: list[str]) -> str:
