@@ -1,0 +1,159 @@
+"""tokenize: token ids for every caption that is wanted and not there yet.
+
+Reads samples, writes the `prompts` log. Wanted are the captions of usable samples and the
+prompts of dropout, guidance and validation; missing are those without a row for today's
+tokenizer. An edited caption therefore costs one tokenisation, and a second run none.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+
+from manifests.errors import PipeError
+from manifests.query import current_prompts, query
+from manifests.schema import PROMPTS
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.prompts import tokenizer as tokenizers
+from omnigen_pipe.prompts.library import prompts_besides_captions
+from omnigen_pipe.prompts.template import prompt_key_sql
+from omnigen_pipe.prompts.tokenizer import PromptTokenizer
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.workspace import Workspace
+
+#: Prompts per fragment: a killed run loses at most the seconds that these take.
+CHUNK = 100_000
+
+#: Characters of a long prompt that are shown.
+_SHOWN = 100
+
+
+def run(workspace: Workspace, progress: Progress) -> Summary:
+    """Tokenise what is missing; raises `PipeError` where samples are missing or stale."""
+    wanted = _wanted(workspace)
+    tokenizer = tokenizers.load_configured(workspace)
+    missing = _missing(wanted, workspace, tokenizer.key)
+    with progress.task("tokenize", missing.num_rows) as advance:
+        for start in range(0, missing.num_rows, CHUNK):
+            chunk = missing.slice(start, CHUNK)
+            workspace.prompts.append(_tokenised(chunk, tokenizer), tokenizer_key=tokenizer.key)
+            advance(chunk.num_rows)
+
+    captions = sum(wanted["is_caption"].to_pylist())
+    summary = Summary(
+        "tokenize",
+        changed=missing.num_rows > 0,
+        counts={
+            "captions": captions,
+            "other prompts": wanted.num_rows - captions,
+            "tokenised": missing.num_rows,
+            "already there": wanted.num_rows - missing.num_rows,
+        },
+        details={"tokenizer_key": tokenizer.key},
+    )
+    _describe_lengths(summary, wanted, workspace, tokenizer.key)
+    return summary
+
+
+def _wanted(workspace: Workspace) -> pa.Table:
+    """One row per wanted prompt: `prompt_key`, `text`, `is_caption`, in order of the key."""
+    from omnigen_pipe.images.samples import samples_settings
+
+    if not workspace.samples.exists():
+        raise PipeError(
+            f"There is no {workspace.samples.path}. Run `omnigen-pipe bucket` first, or "
+            "`omnigen-pipe run` for all stages."
+        )
+    if workspace.samples.metadata().get("settings") != samples_settings(workspace.config):
+        raise PipeError(
+            "The configuration has changed since `omnigen-pipe bucket` listed the samples. Run "
+            "`omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
+        )
+    others = prompts_besides_captions(workspace)
+    return query(
+        f"""
+        WITH texts AS (
+            SELECT unnest(captions) AS text, true AS is_caption FROM samples WHERE status = 'ok'
+            UNION ALL
+            SELECT text, false FROM others
+        )
+        SELECT {prompt_key_sql("text")} AS prompt_key, text, bool_or(is_caption) AS is_caption
+        FROM texts GROUP BY text ORDER BY prompt_key
+        """,
+        samples=workspace.samples.read().select(["captions", "status"]),
+        others=pa.table({"text": pa.array(others, pa.string())}),
+    )
+
+
+def _present(workspace: Workspace, tokenizer_key: str) -> pa.Table:
+    """The rows of the log that count for this tokenizer."""
+    return query(
+        "SELECT * FROM prompts WHERE tokenizer_key = ? AND status = 'ok'",
+        tokenizer_key,
+        prompts=current_prompts(workspace.prompts.read()),
+    )
+
+
+def _missing(wanted: pa.Table, workspace: Workspace, tokenizer_key: str) -> pa.Table:
+    """The wanted rows that the log does not hold for this tokenizer."""
+    return query(
+        "SELECT prompt_key, text FROM wanted ANTI JOIN present USING (prompt_key) ORDER BY ALL",
+        wanted=wanted,
+        present=_present(workspace, tokenizer_key),
+    )
+
+
+def _tokenised(chunk: pa.Table, tokenizer: PromptTokenizer) -> pa.Table:
+    """The rows of the `prompts` log for a chunk of missing prompts."""
+    ids = tokenizer.encode(chunk["text"].to_pylist())
+    number = chunk.num_rows
+    return pa.table(
+        [
+            chunk["prompt_key"],
+            pa.array([tokenizer.key] * number, pa.string()),
+            chunk["text"],
+            pa.array(ids, pa.list_(pa.int32())),
+            pa.array([len(row) for row in ids], pa.int32()),
+            pa.array([time.time_ns()] * number, pa.int64()),
+            pa.array(["ok"] * number, pa.string()),
+            pa.nulls(number, pa.string()),
+        ],
+        schema=PROMPTS.schema,
+    )
+
+
+def _describe_lengths(
+    summary: Summary, wanted: pa.Table, workspace: Workspace, tokenizer_key: str
+) -> None:
+    """Add the statistics of prompt lengths, and a note where prompts are longer than asked."""
+    lengths = query(
+        "SELECT text, length FROM wanted JOIN present USING (prompt_key)",
+        wanted=wanted.select(["prompt_key"]),
+        present=_present(workspace, tokenizer_key),
+    )
+    (statistics,) = query(
+        """
+        SELECT min(length) AS min, median(length) AS median, avg(length) AS mean,
+               quantile_cont(length, 0.95) AS p95, max(length) AS max
+        FROM lengths
+        """,
+        lengths=lengths,
+    ).to_pylist()
+    summary.details["tokens_per_prompt"] = statistics
+    limit = workspace.config.prompts.warn_tokens
+    if limit == 0:
+        return
+    long = query(
+        "SELECT text, length FROM lengths WHERE length > ? ORDER BY length DESC, text",
+        limit,
+        lengths=lengths,
+    )
+    if long.num_rows:
+        text, length = long["text"][0].as_py(), long["length"][0].as_py()
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        summary.notes.append(
+            f"{long.num_rows:,} prompts have more than {limit} tokens (warn_tokens); nothing is "
+            f"truncated. The longest has {length}: {shown!r}"
+        )
+        summary.details["long_prompts"] = long.num_rows
