@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests import parquet
 from manifests.publish import new_id
@@ -49,12 +48,5 @@ class Log:
 
     def read(self) -> pa.Table:
         """All rows of all fragments, in no promised order; no row when there is none."""
-        tables = []
-        for path in self.fragments():
-            table = pq.read_table(path)
-            # Columns that a later version added are null in earlier fragments.
-            for field in self.manifest.schema:
-                if field.name not in table.column_names:
-                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-            tables.append(table.select(self.manifest.schema.names).cast(self.manifest.schema))
+        tables = [parquet.read(path, self.manifest) for path in self.fragments()]
         return pa.concat_tables(tables) if tables else self.manifest.empty()

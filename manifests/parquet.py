@@ -74,3 +74,15 @@ def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:
             f"`{manifest.name}` is expected. Move it away."
         )
     return found
+
+
+def read(path: Path, manifest: Manifest) -> pa.Table:
+    """The rows of a manifest file, with the schema's columns in the schema's order.
+
+    Columns that a later version added are null where an earlier one wrote the file.
+    """
+    table = pq.read_table(path)
+    for field in manifest.schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(manifest.schema.names).cast(manifest.schema)

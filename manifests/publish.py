@@ -16,7 +16,8 @@ from pathlib import Path
 
 from manifests.errors import UsageError
 
-_last_id = 0
+_RANDOM_BITS = 74
+_last_id = (0, 0)
 _id_lock = threading.Lock()
 
 
@@ -27,13 +28,18 @@ def new_id() -> str:
     """
     global _last_id
     with _id_lock:
-        fresh = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | 0x2 << 62
-        fresh |= secrets.randbits(12) << 64 | secrets.randbits(62)
+        fresh = (time.time_ns() // 1_000_000, secrets.randbits(_RANDOM_BITS))
         if fresh <= _last_id:
             # Same millisecond, or a clock set back: stay just above the last one.
-            fresh = _last_id + 1 + secrets.randbits(32)
+            milliseconds, number = _last_id
+            number += 1 + secrets.randbits(32)
+            if number >> _RANDOM_BITS:
+                milliseconds, number = milliseconds + 1, secrets.randbits(_RANDOM_BITS - 1)
+            fresh = (milliseconds, number)
         _last_id = fresh
-        return uuid.UUID(int=fresh).hex
+    milliseconds, number = fresh
+    value = milliseconds << 80 | 0x7 << 76 | number >> 62 << 64 | 0x2 << 62
+    return uuid.UUID(int=value | number & (1 << 62) - 1).hex
 
 
 def fsync_folder(folder: Path) -> None:

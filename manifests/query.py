@@ -24,7 +24,8 @@ def query(sql: str, *parameters: object, **tables: pa.Table) -> pa.Table:
 
 def fingerprint(table: pa.Table, columns: list[str]) -> str:
     """A key of the content of `columns`, independent of the order of rows."""
-    fields = [f"coalesce(CAST({name} AS VARCHAR), '')" for name in columns]
+    # As JSON, null differs from an empty text, and ["a, b"] from ["a", "b"].
+    fields = [f"coalesce(CAST(to_json({name}) AS VARCHAR), 'null')" for name in columns]
     rows = query(f"SELECT {key_sql(*fields)} AS digest FROM t ORDER BY digest", t=table)
     return key("".join(rows["digest"].to_pylist()))
 

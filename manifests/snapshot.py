@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests import parquet
 from manifests.errors import ManifestError
@@ -41,8 +40,7 @@ class Snapshot:
         """All rows, with columns in the schema's order; no row when there is no snapshot yet."""
         if not self.metadata():
             return self.manifest.empty()
-        table = pq.read_table(self.path, columns=self.manifest.schema.names)
-        return table.cast(self.manifest.schema)
+        return parquet.read(self.path, self.manifest)
 
     def replace(self, table: pa.Table, **metadata: str) -> bool:
         """Publish `table` unless the snapshot already holds it; True when it was written.
