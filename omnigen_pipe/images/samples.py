@@ -1,0 +1,223 @@
+"""From rows of images to rows of samples: every image of every dataset, with geometry and keys.
+
+DuckDB counts, numbers and hashes; NumPy does the geometry, one call per dataset. Nothing is
+done row by row. What comes out depends only on the set of image rows and the configuration.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from manifests.keys import key, key_sql
+from manifests.query import fingerprint, query
+from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
+from omnigen_pipe.images import pixels
+from omnigen_pipe.images.geometry import GEOMETRY_VERSION, Fault, Geometry, plan
+from omnigen_pipe.prompts.template import TEMPLATE_KEY, prompt_key_sql
+
+#: The columns of `images` that samples are made from.
+IMAGE_COLUMNS = (
+    "dataset", "path", "content_hash", "width", "height", "captions", "status", "reason",
+)  # fmt: skip
+
+#: The options of a dataset that samples depend on; the others only change `images`.
+SAMPLE_OPTIONS = (
+    "resolution",
+    "resolution_type",
+    "minimum_image_size",
+    "maximum_image_size",
+    "target_downsample_size",
+    "upscale",
+    "crop",
+    "crop_aspect",
+    "crop_aspect_buckets",
+    "crop_style",
+    "crop_seed",
+    "crops_per_image",
+    "aspect_bucket_alignment",
+    "aspect_bucket_rounding",
+    "repeats",
+)
+
+_GEOMETRY_COLUMNS = tuple(field.name for field in fields(Geometry))
+
+
+def samples_settings(config: Config) -> str:
+    """A key of everything in the configuration that samples depend on.
+
+    The samples snapshot carries it as `settings`; where the two differ, `bucket` has to run
+    again. The order of datasets in the file does not matter.
+    """
+    datasets = [
+        [d.id, d.split, *(getattr(d, option) for option in SAMPLE_OPTIONS)]
+        for d in sorted(config.datasets, key=lambda d: d.id)
+    ]
+    policy = pixels.policy(config.pixels)
+    return key(GEOMETRY_VERSION, policy, TEMPLATE_KEY, json.dumps(datasets))
+
+
+def wanted_images(images: pa.Table, config: Config) -> pa.Table:
+    """The rows of `images` whose dataset is configured and not disabled."""
+    ids = pa.table({"id": pa.array([d.id for d in config.datasets], pa.string())})
+    columns = ", ".join(IMAGE_COLUMNS)
+    return query(
+        f"SELECT {columns} FROM images WHERE dataset IN (SELECT id FROM ids)",
+        images=images,
+        ids=ids,
+    )
+
+
+def samples_fingerprint(wanted: pa.Table) -> str:
+    """A key of the rows of `wanted_images`: what samples were made from."""
+    return fingerprint(wanted, list(IMAGE_COLUMNS))
+
+
+def make_samples(wanted: pa.Table, config: Config) -> pa.Table:
+    """The samples of `wanted_images`, by (dataset, path, crop_index): the manifest's columns.
+
+    A rejected image stays rejected with its reason. One that an option leaves out is `filtered`,
+    and its reason names the option and the numbers. The further column `cause` is the reason
+    without what is peculiar to the image, for counting.
+    """
+    rows = _crops(wanted, config)
+    planned = _geometry(rows, config)
+    for name in _GEOMETRY_COLUMNS:
+        rows = rows.append_column(name, pa.array(getattr(planned, name)))
+    return _with_keys(rows, config)
+
+
+def _crops(wanted: pa.Table, config: Config) -> pa.Table:
+    """One row per image and crop, in the order of the samples, with ids and random numbers."""
+    options = [
+        {
+            "dataset": d.id,
+            "split": d.split,
+            "repeats": d.repeats,
+            "crops": d.crops_per_image,
+            "crop_seed": d.crop_seed,
+        }
+        for d in config.datasets
+    ]
+    content_id = key_sql("dataset", "content_hash", "crop_index", "number")
+    path_id = key_sql("dataset", "'path'", "path", "crop_index")
+    spot = key_sql("crop_seed", "content_hash", "crop_index")
+    return query(
+        f"""
+        WITH numbered AS (
+            SELECT *, row_number() OVER (PARTITION BY dataset, content_hash ORDER BY path) - 1
+                      AS number
+            FROM wanted
+        ), crops AS (
+            SELECT numbered.*, split, repeats, crop_seed,
+                   unnest(range(crops))::INTEGER AS crop_index
+            FROM numbered JOIN options USING (dataset)
+        ), spots AS (
+            SELECT *, {spot} AS spot, coalesce({content_id}, {path_id}) AS sample_id FROM crops
+        )
+        SELECT * EXCLUDE (crop_seed, number, spot),
+               coalesce(('0x' || left(spot, 16))::UBIGINT, 0) AS random_x,
+               coalesce(('0x' || right(spot, 16))::UBIGINT, 0) AS random_y
+        FROM spots
+        ORDER BY dataset, path, crop_index
+        """,
+        wanted=wanted,
+        options=pa.Table.from_pylist(options),
+    )
+
+
+def _geometry(rows: pa.Table, config: Config) -> Geometry:
+    """The geometry of every row; the rows of a dataset lie together."""
+    # A rejected image may have no size; 1x1 stands in and is never looked at.
+    width, height = _numbers(rows, "width", 1), _numbers(rows, "height", 1)
+    random_x, random_y = _numbers(rows, "random_x", 0), _numbers(rows, "random_y", 0)
+    names = rows["dataset"].to_numpy()
+    by_id = {dataset.id: dataset for dataset in config.datasets}
+    parts = []
+    for name, first, last in _stretches(names):
+        part = slice(first, last)
+        parts.append(plan(width[part], height[part], by_id[name], random_x[part], random_y[part]))
+    empty = np.empty(0, np.int64)
+    return Geometry(
+        **{
+            name: np.concatenate([empty, *(getattr(part, name) for part in parts)])
+            for name in _GEOMETRY_COLUMNS
+        }
+    )
+
+
+def _stretches(names: npt.NDArray[Any]) -> list[tuple[str, int, int]]:
+    """(name, first, one past last) of each stretch of equal names."""
+    if not len(names):
+        return []
+    starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
+    return [(str(names[first]), first, last) for first, last in pairwise(starts)]
+
+
+def _numbers(rows: pa.Table, column: str, missing: int) -> npt.NDArray[Any]:
+    return np.asarray(rows[column].fill_null(missing).to_numpy())
+
+
+def _causes(config: Config) -> pa.Table:
+    """Per dataset and fault: the `cause`, and the `form` of the reason of a single image.
+
+    Fields of a form: {0}x{1} the image, {2}x{3} the resize it would need, {4} the bucket.
+    """
+    rows = []
+    for d in config.datasets:
+        unit = f"({d.resolution_type})"
+        minimum = f"smaller than minimum_image_size = {d.minimum_image_size:g} {unit}"
+        maximum = f"larger than maximum_image_size = {d.maximum_image_size:g} {unit}"
+        long = f"bucket side over OmniGen's limit of {MAX_BUCKET_SIDE} px"
+        mend = "set upscale = true or lower resolution"
+        for fault, cause, form in (
+            (Fault.TOO_SMALL, minimum, f"{minimum}: {{0}}x{{1}}"),
+            (Fault.TOO_LARGE, maximum, f"{maximum}: {{0}}x{{1}}"),
+            (Fault.TOO_LONG, long, f"{long}: {{0}}x{{1}} would need the bucket {{4}}"),
+            (
+                Fault.UPSCALED,
+                f"would be upscaled; {mend}",
+                f"would be upscaled from {{0}}x{{1}} to {{2}}x{{3}} for bucket {{4}}; {mend}",
+            ),
+        ):
+            rows.append({"dataset": d.id, "fault": int(fault), "cause": cause, "form": form})
+    return pa.Table.from_pylist(rows)
+
+
+def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
+    """The finished samples: status, reason and keys, and the geometry of the used ones."""
+    shown = ("resize_width", "resize_height", "crop_left", "crop_top", "bucket")
+    used = ", ".join(f"CASE WHEN status = 'ok' THEN {name} END AS {name}" for name in shown)
+    policy = "'" + pixels.policy(config.pixels).replace("'", "''") + "'"
+    pixels_key = key_sql("content_hash", *shown, policy)
+    return query(
+        f"""
+        WITH judged AS (
+            SELECT rows.* EXCLUDE (status, reason),
+                   bucket_width || 'x' || bucket_height AS bucket,
+                   CASE WHEN rows.status <> 'ok' THEN 'rejected'
+                        WHEN rows.fault <> {int(Fault.NONE)} THEN 'filtered'
+                        ELSE 'ok' END AS status,
+                   CASE WHEN rows.status <> 'ok' THEN coalesce(rows.reason, 'no reason given')
+                        ELSE cause END AS cause,
+                   CASE WHEN rows.status <> 'ok' THEN coalesce(rows.reason, 'no reason given')
+                        ELSE format(form, width, height, resize_width, resize_height, bucket)
+                        END AS reason
+            FROM rows LEFT JOIN causes USING (dataset, fault)
+        )
+        SELECT sample_id, dataset, split, path, content_hash, width, height, crop_index, {used},
+               CASE WHEN status = 'ok' THEN {pixels_key} END AS pixels_key,
+               captions,
+               list_transform(captions, lambda c: {prompt_key_sql("c")}) AS prompt_keys,
+               NULL::VARCHAR AS mask_key, repeats, status, reason, cause
+        FROM judged ORDER BY dataset, path, crop_index
+        """,
+        rows=rows,
+        causes=_causes(config),
+    )

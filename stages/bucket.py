@@ -1,0 +1,107 @@
+"""bucket: give every image its size, crop and bucket. Reads images.parquet, writes samples.parquet.
+
+All samples are made anew each time, which takes seconds for a million images; the snapshot is
+written only when they, or what they were made from, differ from what it holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+
+from manifests.errors import PipeError, UsageError
+from manifests.query import query
+from omnigen_pipe.images.buckets import as_table, mean_cropped_away, small_buckets, tally
+from omnigen_pipe.images.samples import (
+    make_samples,
+    samples_fingerprint,
+    samples_settings,
+    wanted_images,
+)
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.workspace import Workspace
+
+#: So many causes are named in the summary; all reasons stand in samples.parquet.
+_NAMED_CAUSES = 20
+
+
+def run(workspace: Workspace, progress: Progress) -> Summary:
+    """Publish the samples of today's images and configuration.
+
+    Raises `PipeError` where discover has not run, `UsageError` where no dataset is enabled.
+    """
+    config = workspace.config
+    if not config.datasets:
+        raise UsageError(
+            f"{workspace.root} has no [[dataset]] that is not disabled. Add one to its "
+            "omnigen-pipe.toml."
+        )
+    if not workspace.images.exists():
+        raise PipeError(f"There is no {workspace.images.path}: run `omnigen-pipe discover` first.")
+
+    progress.note("bucket: reading images.parquet")
+    wanted = wanted_images(workspace.images.read(), config)
+    progress.note(f"bucket: {wanted.num_rows:,} images in {len(config.datasets)} datasets")
+    samples = make_samples(wanted, config)
+    changed = workspace.samples.replace(
+        samples, fingerprint=samples_fingerprint(wanted), settings=samples_settings(config)
+    )
+
+    buckets = tally(samples)
+    statuses = _images_per_status(samples)
+    summary = Summary(
+        "bucket",
+        changed,
+        counts={
+            "images": wanted.num_rows,
+            "samples": sum(b["samples"] for b in buckets),
+            "buckets": len({b["bucket"] for b in buckets}),
+            "filtered": statuses["filtered"],
+            "rejected": statuses["rejected"],
+        },
+        left_out=_left_out(samples),
+        notes=_empty_datasets(wanted, workspace) + small_buckets(samples, config),
+        details={"buckets": buckets, "cropped_away": mean_cropped_away(buckets)},
+    )
+    if buckets:
+        summary.tables.append(as_table(buckets))
+    else:
+        summary.notes.append("No image is left to train on.")
+    return summary
+
+
+def _images_per_status(samples: pa.Table) -> Counter[str]:
+    """How many images, not crops, have each status."""
+    rows = query(
+        "SELECT status, count(*) AS n FROM samples WHERE crop_index = 0 GROUP BY status",
+        samples=samples,
+    )
+    return Counter({row["status"]: row["n"] for row in rows.to_pylist()})
+
+
+def _left_out(samples: pa.Table) -> dict[str, int]:
+    """How many images of each dataset were left out for each cause; rare causes as one."""
+    rows = query(
+        """
+        SELECT dataset || ': ' || cause AS cause, count(*) AS n
+        FROM samples WHERE status <> 'ok' AND crop_index = 0
+        GROUP BY ALL ORDER BY n DESC, cause
+        """,
+        samples=samples,
+    ).to_pylist()
+    named = {row["cause"]: row["n"] for row in rows[:_NAMED_CAUSES]}
+    rest = sum(row["n"] for row in rows[_NAMED_CAUSES:])
+    return named | ({"other reasons, see samples.parquet": rest} if rest else {})
+
+
+def _empty_datasets(wanted: pa.Table, workspace: Workspace) -> list[str]:
+    """A sentence for each configured dataset that images.parquet knows nothing of."""
+    known = set(wanted["dataset"].unique().to_pylist())
+    return [
+        f"images.parquet has no image of dataset `{dataset.id}`: run `omnigen-pipe discover`, or "
+        f"check its instance_data_dir ({dataset.instance_data_dir})."
+        for dataset in workspace.config.datasets
+        if dataset.id not in known
+    ]
