@@ -1,0 +1,465 @@
+"""The bucket stage: every image accounted for, keys, splits, and what a change touches."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import stages.bucket
+from manifests import schema
+from manifests.errors import PipeError, UsageError
+from manifests.keys import key
+from omnigen_pipe.config import DatasetOptions, parse
+from omnigen_pipe.images import pixels
+from omnigen_pipe.images.samples import (
+    SAMPLE_OPTIONS,
+    make_samples,
+    samples_settings,
+    wanted_images,
+)
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.prompts.template import prompt_key
+from omnigen_pipe.summary import Summary, show
+from omnigen_pipe.workspace import Workspace
+
+
+def image(dataset: str, path: str, width: int | None, height: int | None, **more: Any) -> dict:
+    """A row of images; equal `content` means equal bytes."""
+    content = more.pop("content", path)
+    row = {
+        "dataset": dataset,
+        "path": path,
+        "size": 1000,
+        "mtime_ns": 1,
+        "content_hash": None if content is None else key(content),
+        "format": "JPEG",
+        "width": width,
+        "height": height,
+        "mode": "RGB",
+        "frames": 1,
+        "captions": [f"a picture called {path}"],
+        "caption_path": None,
+        "caption_size": None,
+        "caption_mtime_ns": None,
+        "status": "ok",
+        "reason": None,
+    }
+    return row | more
+
+
+def rejected(dataset: str, path: str, **more: Any) -> dict:
+    row = image(dataset, path, None, None, content=None, status="rejected", reason="is empty")
+    return row | more
+
+
+def table(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=schema.IMAGES.schema)
+
+
+def workspace(root: Path, *datasets: dict[str, Any], **tables: Any) -> Workspace:
+    datasets = tuple({"instance_data_dir": "images", **d} for d in datasets)
+    return Workspace(root, parse({"dataset": list(datasets), **tables}, "test"))
+
+
+def bucket(opened: Workspace, rows: list[dict]) -> Summary:
+    opened.images.replace(table(rows), fingerprint="f")
+    return stages.bucket.run(opened, Progress(quiet=True))
+
+
+def samples(opened: Workspace) -> list[dict]:
+    return opened.samples.read().to_pylist()
+
+
+MIXED = [
+    image("d", "wide.jpg", 3000, 2000),
+    image("d", "square.jpg", 1500, 1500),
+    image("d", "tiny.jpg", 100, 100),
+    image("d", "huge.jpg", 9000, 9000),
+    image("d", "strip.jpg", 40000, 800),
+    image("d", "low.jpg", 1200, 500),
+    rejected("d", "empty.jpg"),
+    rejected("d", "movie.gif", content_hash=key("movie"), width=640, height=480, reason="animated"),
+]
+STRICT = {"id": "d", "minimum_image_size": 512, "maximum_image_size": 8192}
+
+
+def test_every_image_is_accounted_for_with_a_reason(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, STRICT)
+    summary = bucket(opened, MIXED)
+    found = samples(opened)
+    assert sorted(row["path"] for row in found) == sorted(row["path"] for row in MIXED)
+    reasons = {row["path"]: (row["status"], row["reason"]) for row in found}
+    assert reasons == {
+        "wide.jpg": ("ok", None),
+        "square.jpg": ("ok", None),
+        "tiny.jpg": (
+            "filtered",
+            "smaller than minimum_image_size = 512 (pixel_area): 100x100",
+        ),
+        "huge.jpg": (
+            "filtered",
+            "larger than maximum_image_size = 8192 (pixel_area): 9000x9000",
+        ),
+        "strip.jpg": (
+            "filtered",
+            "bucket side over OmniGen's limit of 3072 px: 40000x800 would need the bucket 7232x128",
+        ),
+        "low.jpg": (
+            "filtered",
+            "would be upscaled from 1200x500 to 1600x667 for bucket 1600x640; set upscale = "
+            "true or lower resolution",
+        ),
+        "empty.jpg": ("rejected", "is empty"),
+        "movie.gif": ("rejected", "animated"),
+    }
+    assert summary.counts == {
+        "images": 8,
+        "samples": 2,
+        "buckets": 2,
+        "filtered": 4,
+        "rejected": 2,
+    }
+    assert sum(summary.left_out.values()) == 6
+    assert summary.left_out["d: is empty"] == 1
+
+
+def test_only_used_samples_have_geometry_and_every_row_has_an_id(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, STRICT)
+    bucket(opened, MIXED)
+    found = samples(opened)
+    assert len({row["sample_id"] for row in found}) == len(found)
+    for row in found:
+        geometry = [
+            row[name]
+            for name in (
+                "bucket", "resize_width", "resize_height", "crop_left", "crop_top", "pixels_key"
+            )
+        ]  # fmt: skip
+        if row["status"] == "ok":
+            assert None not in geometry
+        else:
+            assert geometry == [None] * 6
+        assert row["mask_key"] is None
+
+
+def test_a_second_run_writes_nothing_and_says_so(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, STRICT)
+    assert bucket(opened, MIXED).changed
+    before = opened.samples.path.stat()
+    again = stages.bucket.run(opened, Progress(quiet=True))
+    assert not again.changed
+    assert opened.samples.path.stat().st_ino == before.st_ino
+    assert not list(opened.staging.iterdir())
+
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "off", "gone"]), names, st.integers(0, 3)),
+        max_size=20,
+        unique_by=lambda row: row[:2],
+    ),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_samples_do_not_depend_on_the_order_of_images(
+    rows: list[tuple[str, str, int]], random: Any
+) -> None:
+    config = workspace(
+        Path("unused"),
+        {"id": "a", "crop": True, "crop_style": "random", "crops_per_image": 2},
+        {"id": "b", "resolution": 512, "repeats": 3},
+        {"id": "off", "disabled": True},
+    ).config
+    images = [
+        rejected(dataset, path)
+        if kind == 0
+        else image(dataset, path, 1500 + 300 * kind, 1600, content=str(kind))
+        for dataset, path, kind in rows
+    ]
+    straight = make_samples(wanted_images(table(images), config), config)
+    random.shuffle(images)
+    assert make_samples(wanted_images(table(images), config), config).equals(straight)
+
+    counted = Counter((row["dataset"], row["path"]) for row in straight.to_pylist())
+    crops = {"a": 2, "b": 1}
+    assert counted == {
+        (row["dataset"], row["path"]): crops[row["dataset"]]
+        for row in images
+        if row["dataset"] in crops
+    }
+    assert len(set(straight["sample_id"].to_pylist())) == straight.num_rows
+    order = [(r["dataset"], r["path"].encode(), r["crop_index"]) for r in straight.to_pylist()]
+    assert order == sorted(order)
+
+
+def test_keys_are_the_ones_the_design_names(tmp_path: Path) -> None:
+    opened = workspace(
+        tmp_path, {"id": "d", "resolution": 512}, pixels={"alpha_background": "hsl(0, 50%, 50%)"}
+    )
+    captions = ["a 'quoted' caption, with a comma", "zweite Zeile\nünd mehr", ""]
+    bucket(
+        opened,
+        [
+            image("d", "a.jpg", 3000, 2000, captions=captions, content="same"),
+            image("d", "b.jpg", 3000, 2000, captions=None, content="same"),
+            rejected("d", "z.jpg"),
+        ],
+    )
+    first, second, bad = samples(opened)
+    content = key("same")
+    policy = pixels.policy(opened.config.pixels)
+    assert first["sample_id"] == key("d", content, 0, 0)
+    assert second["sample_id"] == key("d", content, 0, 1)
+    assert bad["sample_id"] == key("d", "path", "z.jpg", 0)
+    assert first["pixels_key"] == key(content, 672, 448, 16, 0, "640x448", policy)
+    assert first["pixels_key"] == second["pixels_key"]
+    assert first["captions"] == captions
+    assert first["prompt_keys"] == [prompt_key(caption) for caption in captions]
+    assert second["prompt_keys"] is None
+
+
+def test_two_resolutions_of_the_same_images(tmp_path: Path) -> None:
+    opened = workspace(
+        tmp_path, {"id": "d512", "resolution": 512}, {"id": "d1024", "resolution": 1024}
+    )
+    rows = [image(d, f"{i}.jpg", 3000, 2000 + i) for d in ("d512", "d1024") for i in range(5)]
+    summary = bucket(opened, rows)
+    found = samples(opened)
+    assert summary.counts["samples"] == 10
+    assert {(row["dataset"], row["bucket"]) for row in found} == {
+        ("d512", "640x448"),
+        ("d1024", "1280x832"),
+    }
+    assert len({row["pixels_key"] for row in found}) == 10
+    assert len({row["content_hash"] for row in found}) == 5
+    assert len({row["sample_id"] for row in found}) == 10
+
+
+def test_the_same_geometry_in_two_datasets_is_encoded_once(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, {"id": "a"}, {"id": "b", "crop": True, "crop_aspect": "preserve"})
+    bucket(
+        opened, [image("a", "x.jpg", 2000, 2000), image("b", "y.jpg", 2000, 2000, content="x.jpg")]
+    )
+    a, b = samples(opened)
+    assert a["pixels_key"] == b["pixels_key"]
+    assert a["sample_id"] != b["sample_id"]
+
+
+def test_splits_repeats_and_disabled_datasets(tmp_path: Path) -> None:
+    opened = workspace(
+        tmp_path,
+        {"id": "subject", "repeats": 9},
+        {"id": "held-out", "dataset_type": "eval"},
+        {"id": "others", "is_regularisation_data": True},
+        {"id": "off", "disabled": True},
+    )
+    ids = ["subject", "held-out", "others", "off", "no-longer-configured"]
+    summary = bucket(opened, [image(d, "x.jpg", 2000, 2000) for d in ids])
+    assert [(r["dataset"], r["split"], r["repeats"]) for r in samples(opened)] == [
+        ("held-out", "eval", 0),
+        ("others", "regularisation", 0),
+        ("subject", "train", 9),
+    ]
+    tallied = [(b["split"], b["samples"], b["per_epoch"]) for b in summary.details["buckets"]]
+    assert tallied == [("train", 1, 10), ("regularisation", 1, 1), ("eval", 1, 1)]
+
+
+RANDOM = {"id": "d", "crop": True, "crop_style": "random", "crops_per_image": 3}
+
+
+def test_random_crops_differ_are_reproducible_and_know_nothing_of_other_files(
+    tmp_path: Path,
+) -> None:
+    opened = workspace(tmp_path, RANDOM)
+    rows = [image("d", f"{i}.jpg", 4000, 2500) for i in range(20)]
+    bucket(opened, rows)
+    before = samples(opened)
+    assert len(before) == 60
+    assert len({row["crop_left"] for row in before}) > 40
+    assert len({row["pixels_key"] for row in before}) > 50
+
+    bucket(
+        opened, [image("d", "0-before.jpg", 999, 2500), *rows, image("d", "new.jpg", 4000, 2500)]
+    )
+    after = samples(opened)
+    assert [row for row in after if row["path"] in {r["path"] for r in rows}] == before
+
+    other_seed = workspace(tmp_path / "other", RANDOM | {"crop_seed": 1})
+    bucket(other_seed, rows)
+    assert [r["sample_id"] for r in samples(other_seed)] == [r["sample_id"] for r in before]
+    assert [r["crop_left"] for r in samples(other_seed)] != [r["crop_left"] for r in before]
+
+
+def test_a_renamed_image_keeps_its_keys(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, RANDOM)
+    bucket(opened, [image("d", "a.jpg", 4000, 2500, content="x")])
+    before = [(row["sample_id"], row["pixels_key"]) for row in samples(opened)]
+    bucket(opened, [image("d", "folder/b.jpg", 4000, 2500, content="x")])
+    assert [(row["sample_id"], row["pixels_key"]) for row in samples(opened)] == before
+
+
+def test_changing_one_datasets_crop_style_changes_only_its_rows(tmp_path: Path) -> None:
+    rows = [image(d, f"{i}.jpg", 4000, 2500) for d in "ab" for i in range(5)]
+    square = {"crop": True, "crop_aspect": "square"}
+    centred = workspace(tmp_path, {"id": "a", **square}, {"id": "b", **square})
+    bucket(centred, rows)
+    before = samples(centred)
+    cornered = workspace(
+        tmp_path, {"id": "a", **square}, {"id": "b", **square, "crop_style": "corner"}
+    )
+    summary = stages.bucket.run(cornered, Progress(quiet=True))
+    after = samples(cornered)
+    assert summary.changed
+    changed = {r["dataset"] for r, was in zip(after, before, strict=True) if r != was}
+    assert changed == {"b"}
+    assert {r["sample_id"] for r in after} == {r["sample_id"] for r in before}
+
+
+def test_the_table_counts_repeats_and_what_is_cropped_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = workspace(tmp_path, {"id": "d", "crop": True, "resolution": 512, "repeats": 1})
+    # 1024x512 resized to itself loses half; 2048x512 loses three quarters.
+    summary = bucket(opened, [image("d", "a.jpg", 1024, 512), image("d", "b.jpg", 2048, 512)])
+    assert summary.details["buckets"] == [
+        {
+            "split": "train",
+            "bucket": "512x512",
+            "samples": 2,
+            "per_epoch": 4,
+            "cropped_away": 62.5,
+            "cropped_away_most": 75.0,
+        }
+    ]
+    assert summary.details["cropped_away"] == 62.5
+    json.dumps(summary.as_json())
+    show(summary)
+    printed = capsys.readouterr().out
+    assert re.search(r"train\s*│ 512x512\s*│\s*2 │\s*4 │\s*62.5 % │\s*75.0 %", printed)
+
+
+def test_warns_of_a_bucket_smaller_than_the_batch_with_repeats_that_mend_it(
+    tmp_path: Path,
+) -> None:
+    train = {"train_batch_size": 8}
+    rows = [
+        *(image("d", f"square{i}.jpg", 1500, 1500) for i in range(8)),
+        *(image("d", f"wide{i}.jpg", 3000, 2000) for i in range(3)),
+        image("held-out", "tall.jpg", 2000, 3000),
+    ]
+    held_out = {"id": "held-out", "dataset_type": "eval"}
+    opened = workspace(tmp_path, {"id": "d"}, held_out, train=train)
+    notes = bucket(opened, rows).notes
+    assert len(notes) == 1
+    assert "1280x832 has 3 images per epoch" in notes[0]
+    assert "train_batch_size = 8" in notes[0]
+    assert "aspect_bucket_alignment" in notes[0]
+    advised = re.search(r"repeats = (\d+) on dataset `d`", notes[0])
+    assert advised is not None
+
+    mended = workspace(tmp_path, {"id": "d", "repeats": int(advised[1])}, held_out, train=train)
+    assert stages.bucket.run(mended, Progress(quiet=True)).notes == []
+    short = workspace(tmp_path, {"id": "d", "repeats": int(advised[1]) - 1}, held_out, train=train)
+    assert len(stages.bucket.run(short, Progress(quiet=True)).notes) == 1
+
+
+def test_many_small_buckets_are_counted_after_the_first(tmp_path: Path) -> None:
+    opened = workspace(
+        tmp_path,
+        {"id": "d", "resolution": 512, "aspect_bucket_alignment": 16},
+        train={"train_batch_size": 2},
+    )
+    notes = bucket(opened, [image("d", f"{i}.jpg", 1000 + 200 * i, 1000) for i in range(12)]).notes
+    assert len(notes) == 6
+    assert notes[-1].startswith("7 more buckets")
+
+
+def test_says_which_dataset_has_no_image_and_when_nothing_is_left(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, {"id": "d"}, {"id": "new"})
+    notes = bucket(opened, [image("d", "tiny.jpg", 10, 10)]).notes
+    assert any("`new`" in note and "omnigen-pipe discover" in note for note in notes)
+    assert "No image is left to train on." in notes
+
+
+def test_asks_for_discover_and_for_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(PipeError, match="run `omnigen-pipe discover` first") as raised:
+        stages.bucket.run(workspace(tmp_path, {"id": "d"}), Progress(quiet=True))
+    assert raised.value.exit_status == 1
+    with pytest.raises(UsageError, match="dataset"):
+        stages.bucket.run(workspace(tmp_path), Progress(quiet=True))
+
+
+def test_settings_name_what_samples_depend_on_and_nothing_else(tmp_path: Path) -> None:
+    def of(*datasets: dict[str, Any], **tables: Any) -> str:
+        return samples_settings(workspace(tmp_path, *datasets, **tables).config)
+
+    base = of({"id": "a"}, {"id": "b"})
+    assert of({"id": "b"}, {"id": "a"}) == base
+    assert of({"id": "a"}, {"id": "b"}, {"id": "c", "disabled": True}) == base
+    assert of({"id": "a"}, {"id": "b"}, train={"train_batch_size": 8}) == base
+    others = [
+        of({"id": "a"}),
+        of({"id": "a"}, {"id": "b", "dataset_type": "eval"}),
+        of({"id": "a", "crop_seed": 1}, {"id": "b"}),
+        of({"id": "a", "repeats": 1}, {"id": "b"}),
+        of({"id": "a"}, {"id": "b"}, pixels={"decode": "reduced"}),
+    ]
+    assert len({base, *others}) == 6
+
+    opened = workspace(tmp_path, {"id": "a"}, {"id": "b"})
+    bucket(opened, [image("a", "x.jpg", 2000, 2000)])
+    assert opened.samples.metadata()["settings"] == base
+
+
+def test_every_option_of_a_dataset_is_either_of_samples_or_of_images() -> None:
+    read_by_discover = {
+        "caption_strategy",
+        "caption_column",
+        "path_column",
+        "instance_prompt",
+        "prepend_instance_prompt",
+        "textfile_lines",
+        "animated",
+        "maximum_pixels",
+    }
+    assert set(SAMPLE_OPTIONS) | read_by_discover == set(DatasetOptions.model_fields)
+    assert not set(SAMPLE_OPTIONS) & read_by_discover
+
+
+def test_a_hundred_thousand_images(tmp_path: Path) -> None:
+    number = 100_000
+    random = np.random.default_rng(0)
+    rows = table([]).schema.names
+    columns = {name: pa.nulls(number, schema.IMAGES.schema.field(name).type) for name in rows}
+    columns |= {
+        "dataset": pa.array(np.where(random.random(number) < 0.5, "a", "b")),
+        "path": pa.array([f"{i}.jpg" for i in range(number)]),
+        "content_hash": pa.array([f"{i:032x}" for i in range(number)]),
+        "width": pa.array(random.integers(300, 6000, number), pa.int32()),
+        "height": pa.array(random.integers(300, 6000, number), pa.int32()),
+        "captions": pa.array([[f"picture {i}"] for i in range(number)]),
+        "status": pa.array(["ok"] * number),
+    }
+    opened = workspace(tmp_path, {"id": "a", "resolution": 512}, RANDOM | {"id": "b"})
+    opened.images.replace(pa.table(columns), fingerprint="f")
+    summary = stages.bucket.run(opened, Progress(quiet=True))
+    found = opened.samples.read()
+    in_b = int(np.sum(columns["dataset"].to_numpy(zero_copy_only=False) == "b"))
+    assert found.num_rows == number - in_b + 3 * in_b
+    ids = found["sample_id"].to_numpy()
+    assert len(np.unique(ids)) == found.num_rows
+    assert summary.counts["images"] == number
+    used = sum(b["samples"] for b in summary.details["buckets"])
+    assert used == summary.counts["samples"] > number
