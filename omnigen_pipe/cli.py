@@ -77,6 +77,9 @@ def _leave(summaries: list[Summary], strict: bool) -> None:
     """Leave with the exit status that the summaries ask for, unless it is 0."""
     if any(summary.failed for summary in summaries):
         raise typer.Exit(1)
+    for summary in summaries:
+        if summary.signal is not None:
+            raise typer.Exit(128 + summary.signal)
     if strict and any(summary.left_out for summary in summaries):
         raise typer.Exit(3)
 
@@ -179,12 +182,12 @@ def _run_stages(
     opened: Workspace, progress: Progress, device: str | None, as_json: bool
 ) -> list[Summary]:
     """All five stages in order, each summary shown as it comes; stops after one that failed."""
-    import stages.bucket
     import stages.discover
     import stages.encode_vae
+
+    import stages.bucket
     import stages.tokenize
     import stages.train
-
     from omnigen_pipe.summary import show
 
     summaries: list[Summary] = []
@@ -198,7 +201,7 @@ def _run_stages(
         summaries.append(step())
         if not as_json:
             show(summaries[-1])
-        if summaries[-1].failed:
+        if summaries[-1].failed or summaries[-1].signal is not None:
             break
     return summaries
 
@@ -219,6 +222,35 @@ def run(
     elif not any(summary.changed or summary.failed for summary in summaries):
         print("Everything was up to date: no work was done.")
     _leave(summaries, strict)
+
+
+@app.command(epilog="Examples:  \n`omnigen-pipe demo`  \n`omnigen-pipe demo -w /tmp/demo`")
+def demo(
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder that the demo is written into.")
+    ] = Path("demo"),
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Do all five stages on a small random model and drawn pictures; needs no download."""
+    import shlex
+
+    from omnigen_pipe.demo.project import write_project
+    from omnigen_pipe.progress import Progress
+
+    write_project(workspace, Progress(quiet))
+    opened, progress = _open(workspace, quiet)
+    summaries = _run_stages(opened, progress, device, as_json)
+    if as_json:
+        print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
+    _leave(summaries, strict=False)
+    if not as_json:
+        if not any(summary.changed for summary in summaries):
+            print("Everything was up to date: no work was done.")
+        adapter = str(summaries[-1].details["adapter"])
+        print(f"\nThe adapter lies at {adapter}")
+        print(f"Inspect it with:  omnigen-pipe inspect {shlex.quote(adapter)}")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ field's description is what `docs/configuration.md` and the commented file of
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ MIN_ALIGNMENT = 16
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Table):
@@ -547,3 +548,17 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     return parse(raw, path)
+
+
+def read_lycoris_config(path: Path) -> LokrConfig:
+    """The adapter in a `lycoris_config.json`; raises `UsageError` for any fault in it."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"lycoris_config names {path}, which does not exist.") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+    try:
+        return LokrConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(describe(error, path, LokrConfig)) from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,13 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bar,
 )
+
+
+class Advance(Protocol):
+    """Called with an amount done and, optionally, a few words on how it goes."""
+
+    def __call__(self, amount: int, detail: str = "") -> None: ...
+
 
 #: Seconds between two lines where there is no terminal.
 LINE_INTERVAL = 30.0
@@ -35,28 +42,32 @@ class Progress:
             self.console.print(message, markup=False)
 
     @contextmanager
-    def task(self, label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Count up to `total` under `label`; the value is called with each amount done."""
+    def task(self, label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
+        """Count from `done` up to `total` under `label`.
+
+        The value is called with each amount done and, if wanted, a few words on how it goes.
+        """
         if self.quiet:
-            yield lambda amount: None
+            yield lambda amount, detail="": None
         elif self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
             )
             with Bar(*columns, console=self.console, transient=True) as bar:
-                task = bar.add_task(label, total=total)
-                yield lambda amount: bar.advance(task, amount)
+                task = bar.add_task(label, total=total, completed=done, detail="")
+                yield lambda amount, detail="": bar.update(task, advance=amount, detail=detail)
         else:
-            done, last = 0, time.monotonic()
+            last = time.monotonic()
 
-            def advance(amount: int) -> None:
+            def advance(amount: int, detail: str = "") -> None:
                 nonlocal done, last
                 done += amount
                 if time.monotonic() - last >= LINE_INTERVAL:
                     last = time.monotonic()
-                    print(f"{label}: {done} of {total or '?'}", file=sys.stderr, flush=True)
+                    self.note(f"{label}: {done} of {total or '?'} {detail}".rstrip())
 
             yield advance

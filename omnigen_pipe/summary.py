@@ -12,8 +12,8 @@ class Summary:
 
     `counts` are numbers a person reads in one line; `left_out` counts items per reason;
     `notes` are whole sentences that must not be missed; `tables` are printed as they are;
-    `details` appear in the JSON only. `failed` makes the exit status 1, and anything
-    left out makes it 3 under `--strict`.
+    `details` appear in the JSON only. `failed` makes the exit status 1, a `signal` that ended
+    the work early makes it 128 + its number, and anything left out makes it 3 under `--strict`.
     """
 
     stage: str
@@ -24,6 +24,7 @@ class Summary:
     tables: list[Any] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     failed: bool = False
+    signal: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """A machine-readable form: everything but the tables."""
@@ -35,6 +36,7 @@ class Summary:
             "notes": self.notes,
             **self.details,
             "failed": self.failed,
+            "signal": self.signal,
         }
 
 

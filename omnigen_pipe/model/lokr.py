@@ -7,21 +7,20 @@ bfloat16. Target classes that match nothing are errors here; LyCORIS would only 
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import tool_version
-from omnigen_pipe.config import LokrConfig, describe
+from omnigen_pipe.config import LokrConfig
 
 #: What the guide's names mean in diffusers' OmniGen. LyCORIS matches class names exactly.
 CLASS_ALIASES = {"FeedForward": "OmniGenFeedForward"}
@@ -37,19 +36,12 @@ class TargetCount:
     parameters: int
     full_matrices: int
 
-
-def read_lycoris_config(path: Path) -> LokrConfig:
-    """The adapter in a `lycoris_config.json`; raises `UsageError` for any fault in it."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"lycoris_config names {path}, which does not exist.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from error
-    try:
-        return LokrConfig.model_validate(raw)
-    except ValidationError as error:
-        raise UsageError(describe(error, path, LokrConfig)) from error
+    def describe(self) -> str:
+        """One line for a person."""
+        text = f"LoKr on {self.target}: {self.modules} modules, {self.parameters:,} parameters"
+        if self.full_matrices:
+            text += f" ({self.full_matrices} as full matrices: linear_alpha has no effect there)"
+        return text
 
 
 def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
@@ -58,8 +50,11 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
     Its parameters are the adapter's; the transformer's own stay frozen. Starts as the
     identity. The initial weights depend on `seed` alone.
     """
+    from lycoris.logging import logger
     from lycoris.wrapper import LycorisNetwork
 
+    # It reports on stdout, which belongs to our own summary; `count_targets` says the same.
+    logger.setLevel(logging.ERROR)
     preset = config.apply_preset
     classes = {target: CLASS_ALIASES.get(target, target) for target in preset.target_module}
     present = {type(module).__name__ for module in transformer.modules()}

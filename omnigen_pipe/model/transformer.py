@@ -19,6 +19,8 @@ from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
 
 #: Token that fills up shorter prompts on the left, as in the authors' collator.
 PADDING_TOKEN = 2
+#: The VAE shrinks each side by this.
+PIXELS_PER_LATENT = 8
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -39,6 +41,23 @@ def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> 
         ) from error
     transformer.requires_grad_(False)
     return rowwise(transformer).to(device)
+
+
+def check_fits(transformer: Any, buckets: Sequence[str], largest_token: int) -> None:
+    """Raise `UsageError` where a bucket or a token id is beyond what the transformer has."""
+    config = transformer.config
+    limit = config.pos_embed_max_size * config.patch_size * PIXELS_PER_LATENT
+    for bucket in buckets:
+        if max(int(side) for side in bucket.split("x")) > limit:
+            raise UsageError(
+                f"The bucket {bucket} is beyond this transformer's {limit} px a side. Lower "
+                "`resolution` and run `omnigen-pipe bucket` again."
+            )
+    if largest_token >= config.vocab_size:
+        raise UsageError(
+            f"The prompts hold the token id {largest_token}, but this transformer knows "
+            f"{config.vocab_size} tokens: the tokenizer belongs to another model."
+        )
 
 
 def rowwise(transformer: Any) -> Any:

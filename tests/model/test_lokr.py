@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -171,29 +170,6 @@ def test_a_class_only_in_the_algo_map_is_not_adapted(small_omnigen: Path) -> Non
     transformer = _transformer(small_omnigen)
     network = lokr.attach(transformer, config, seed=0)
     assert len(network.loras) == 2 * 4
-
-
-def test_the_guides_file_is_read_and_faults_are_named(tmp_path: Path) -> None:
-    guide = {
-        "algo": "lokr",
-        "multiplier": 1.0,
-        "linear_dim": 10000,
-        "linear_alpha": 1,
-        "factor": 16,
-        "apply_preset": {
-            "target_module": ["Attention", "FeedForward"],
-            "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}},
-        },
-    }
-    path = tmp_path / "lycoris_config.json"
-    path.write_text(json.dumps(guide))
-    assert lokr.read_lycoris_config(path) == LokrConfig()
-    path.write_text(json.dumps({**guide, "fctor": 4}))
-    with pytest.raises(UsageError, match="unknown key `fctor`; did you mean `factor`"):
-        lokr.read_lycoris_config(path)
-    path.write_text("{")
-    with pytest.raises(UsageError, match="not valid JSON"):
-        lokr.read_lycoris_config(path)
 
 
 def test_a_damaged_adapter_file_is_named(tmp_path: Path) -> None:

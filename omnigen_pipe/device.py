@@ -1,0 +1,33 @@
+"""Which device computes, and in which precision it can."""
+
+from __future__ import annotations
+
+import torch
+
+from manifests.errors import UsageError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`; without a name the first CUDA device, else the CPU.
+
+    Raises `UsageError` for a name that torch does not know or a device that is not there.
+    """
+    if name is None:
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: torch knows no such device.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise UsageError(f"--device {name}: this machine has {count} CUDA devices.")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of base weights and autocast for `mixed_precision = name` on `device`."""
+    if name == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if capable else torch.float32
+    return {"bf16": torch.bfloat16, "no": torch.float32}[name]

@@ -1,0 +1,205 @@
+"""Frozen samples: the join of samples, latents and prompts that a run trains on.
+
+Made once, at the start of a run, as `runs/<name>/samples.arrow` (uncompressed Arrow IPC, so
+that it can be mapped). It holds keys, prompt ids and checksums but no locations: those are
+looked up at every start, so that shards may be moved under a run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from manifests.errors import ManifestError, PipeError
+from manifests.publish import publish, staged
+from manifests.query import current_latents, current_prompts, fingerprint, query
+from omnigen_pipe.config import TrainConfig
+from omnigen_pipe.training.order import Epoch, epoch_order, steps_per_epoch
+from omnigen_pipe.workspace import Workspace
+
+#: Splits that are trained on; `eval` never is.
+TRAINED_SPLITS = ("train", "regularisation")
+
+_COLUMNS = (
+    "sample_id",
+    "dataset",
+    "split",
+    "bucket",
+    "pixels_key",
+    "checksum",
+    "nbytes",
+    "shape",
+    "dtype",
+    "repeats",
+    "prompts",
+)
+
+
+@dataclass(frozen=True)
+class Join:
+    """What freezing found: the complete samples, and how many lack what."""
+
+    table: pa.Table
+    lacking_latent: int
+    failed_latent: int
+    lacking_prompt: int
+
+
+def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
+    """Today's samples (status ok) with their latents and prompts, ordered by sample_id."""
+    rows = query(
+        """
+        WITH wanted AS (SELECT * FROM samples WHERE status = 'ok'),
+        places AS (
+            SELECT sample_id, unnest(prompt_keys) AS prompt_key,
+                   generate_subscripts(prompt_keys, 1) AS place
+            FROM wanted
+        ),
+        ids AS (
+            SELECT sample_id, list(p.input_ids ORDER BY place) AS prompts,
+                   count(*) = count(p.input_ids) AS complete
+            FROM places
+            LEFT JOIN (SELECT * FROM prompts WHERE tokenizer_key = $2 AND status = 'ok') AS p
+            USING (prompt_key)
+            GROUP BY sample_id
+        )
+        SELECT w.sample_id, w.dataset, w.split, w.bucket, w.pixels_key, w.repeats,
+               l.checksum, l.nbytes, l.shape, l.dtype, i.prompts,
+               CASE WHEN l.status = 'failed' THEN 'failed latent'
+                    WHEN l.status IS NULL THEN 'lacking latent'
+                    WHEN i.complete IS NOT TRUE THEN 'lacking prompt'
+                    ELSE 'ready' END AS state
+        FROM wanted AS w
+        LEFT JOIN (SELECT * FROM latents WHERE vae_key = $1) AS l USING (pixels_key)
+        LEFT JOIN ids AS i USING (sample_id)
+        ORDER BY w.sample_id
+        """,
+        vae_key,
+        tokenizer_key,
+        samples=workspace.samples.read(),
+        latents=current_latents(workspace.latents.read(), workspace.root),
+        prompts=current_prompts(workspace.prompts.read()),
+    )
+    states = rows["state"].to_pylist()
+    ready = rows.filter(pa.array([state == "ready" for state in states]))
+    return Join(
+        ready.select(list(_COLUMNS)),
+        lacking_latent=states.count("lacking latent"),
+        failed_latent=states.count("failed latent"),
+        lacking_prompt=states.count("lacking prompt"),
+    )
+
+
+def content_key(table: pa.Table) -> str:
+    """A key of everything in a join that training depends on."""
+    return fingerprint(table, list(_COLUMNS))
+
+
+def freeze(table: pa.Table, path: Path, staging: Path, metadata: Mapping[str, str]) -> None:
+    """Publish `table` as the frozen samples `path`, with `metadata` in its schema."""
+    table = table.combine_chunks().replace_schema_metadata(dict(metadata))
+    unfinished = staged(staging, path)
+    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    publish(unfinished, path)
+
+
+@dataclass(frozen=True)
+class FrozenSamples:
+    """The mapped table, with the columns that order needs as arrays."""
+
+    table: pa.Table
+    metadata: dict[str, str]
+    bucket_names: tuple[str, ...]
+    buckets: NDArray[np.int64]
+    repeats: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, path: Path, splits: Sequence[str] = TRAINED_SPLITS) -> FrozenSamples:
+        """Map `path` and keep the rows of `splits`; raises `ManifestError` for a damaged file."""
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ManifestError(f"{path} cannot be read: {error}") from error
+        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        chosen = pc.is_in(table["split"], pa.array(list(splits), pa.string()))
+        table = table.filter(chosen)
+        names = tuple(sorted(set(table["bucket"].to_pylist())))
+        codes = {name: number for number, name in enumerate(names)}
+        return cls(
+            table,
+            metadata,
+            names,
+            np.array([codes[b] for b in table["bucket"].to_pylist()], dtype=np.int64),
+            np.asarray(table["repeats"].to_numpy(), dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.table.num_rows)
+
+    def order(self, epoch: int, config: TrainConfig) -> Epoch:
+        """The order of `epoch`; see `training.order`."""
+        return epoch_order(
+            self.buckets,
+            self.repeats,
+            seed=config.seed,
+            epoch=epoch,
+            batch_size=config.train_batch_size,
+            micro_batches=config.gradient_accumulation_steps,
+        )
+
+    def steps_per_epoch(self, config: TrainConfig) -> int:
+        """Optimizer steps in every epoch."""
+        return steps_per_epoch(
+            self.buckets, self.repeats, config.train_batch_size, config.gradient_accumulation_steps
+        )
+
+    def dropout_prompt(self) -> list[int]:
+        """The token ids that stand for a dropped prompt."""
+        return [int(i) for i in json.loads(self.metadata["dropout_ids"])]
+
+    def largest_token(self) -> int:
+        """The largest token id of any prompt."""
+        ids = pc.list_flatten(pc.list_flatten(self.table["prompts"]))
+        return max(int(pc.max(ids).as_py()), *self.dropout_prompt())
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where each frozen sample's latent lies now: shard and byte offset, by row."""
+
+    shards: list[str]
+    offsets: NDArray[np.int64]
+
+
+def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
+    """Look up every latent of `frozen`; raises `PipeError` where one is gone."""
+    found = query(
+        """
+        SELECT f.row, l.shard, l."offset", l.checksum
+        FROM frozen AS f
+        LEFT JOIN (SELECT * FROM latents WHERE vae_key = $1 AND status = 'ok') AS l
+        USING (pixels_key)
+        ORDER BY f.row
+        """,
+        frozen.metadata["vae_key"],
+        frozen=frozen.table.select(["pixels_key"]).append_column(
+            "row", pa.array(range(len(frozen)), pa.int64())
+        ),
+        latents=current_latents(workspace.latents.read(), workspace.root),
+    )
+    gone = int(found["shard"].null_count)
+    if gone:
+        raise PipeError(
+            f"{gone} of the run's {len(frozen)} latents are gone. Run `omnigen-pipe encode-vae` "
+            "to make them again, or start a new run with another tracker_run_name."
+        )
+    return Locations(found["shard"].to_pylist(), found["offset"].to_numpy())

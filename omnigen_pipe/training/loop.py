@@ -1,0 +1,199 @@
+"""The training loop: global batches in, an adapter out.
+
+Knows nothing of configuration files or manifests: it is handed a model, an adapter, an order
+and a reader, and leaves checkpoints and metrics. A global batch's loss is the mean over all
+its samples of each sample's mean over latent elements, so that cutting it into micro-batches
+changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+
+from manifests.errors import PipeError
+from omnigen_pipe.config import TrainConfig
+from omnigen_pipe.model import flow
+from omnigen_pipe.model.transformer import predict_velocity
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.training.batches import Batch, read_ahead
+from omnigen_pipe.training.checkpoints import Position
+from omnigen_pipe.training.metrics import MetricsWriter
+from omnigen_pipe.training.optimizers import clip_gradients, learning_rate
+from omnigen_pipe.training.order import Epoch, MicroBatch
+from omnigen_pipe.training.stop import StopRequest
+from omnigen_pipe.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where training starts and ends, and how to get each epoch's order and each batch."""
+
+    start: Position
+    total_steps: int
+    epoch_order: Callable[[int], Epoch]
+    read: Callable[[MicroBatch, int], Batch]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One optimizer step of the plan: its global batch, and the position after it."""
+
+    batches: list[MicroBatch]
+    epoch: int
+    after: Position
+
+    @property
+    def samples(self) -> int:
+        return sum(len(micro.samples) for micro in self.batches)
+
+
+def _steps(plan: Plan) -> Iterator[_Step]:
+    step, epoch, index = plan.start.step, plan.start.epoch, plan.start.global_batch
+    while step < plan.total_steps:
+        order = plan.epoch_order(epoch)
+        while index < len(order) and step < plan.total_steps:
+            batches = order.global_batch(index)
+            step, index = step + 1, index + 1
+            ended = index == len(order)
+            after = Position(step, epoch + 1, 0) if ended else Position(step, epoch, index)
+            yield _Step(batches, epoch, after)
+        epoch, index = epoch + 1, 0
+
+
+def micro_batch_losses(trainee: Trainee, batch: Batch) -> torch.Tensor:
+    """The loss of each sample of `batch`, `[B]`, float32, with gradients to the adapter.
+
+    The target of regularisation data is the base model's own prediction, that is, the one with
+    the adapter at strength 0, on the same x_t, t and prompt.
+    """
+    device = trainee.device
+    x1, x0, t = (x.to(device) for x in (batch.x1, batch.x0, batch.t))
+    x_t = flow.interpolate(x1, x0, t)
+    wanted = flow.target(x1, x0)
+    enabled = trainee.dtype != torch.float32
+    with torch.autocast(device.type, dtype=trainee.dtype, enabled=enabled):
+        if batch.regularisation.any():
+            rows = batch.regularisation.nonzero()[:, 0].tolist()
+            prompts = [batch.prompts[row] for row in rows]
+            strength = trainee.network.multiplier
+            # Before the forward pass: recomputation under checkpointing rereads the multiplier.
+            trainee.network.set_multiplier(0.0)
+            try:
+                with torch.no_grad():
+                    base = predict_velocity(trainee.transformer, x_t[rows], t[rows], prompts)
+            finally:
+                trainee.network.set_multiplier(strength)
+            wanted = wanted.index_copy(0, torch.tensor(rows, device=device), base.float())
+        velocity = predict_velocity(trainee.transformer, x_t, t, batch.prompts)
+    return flow.sample_losses(velocity, wanted)
+
+
+def long_table_rows(trainee: Trainee, batch: Batch) -> int:
+    """How many rows are long enough for RoPE's long factor table."""
+    transformer = trainee.transformer
+    limit = transformer.rope.original_max_position_embeddings
+    patch = transformer.config.patch_size
+    image = (batch.x1.shape[-2] // patch) * (batch.x1.shape[-1] // patch)
+    return sum(1 for prompt in batch.prompts if len(prompt) + 1 + image > limit)
+
+
+def train(
+    trainee: Trainee,
+    plan: Plan,
+    config: TrainConfig,
+    metrics: MetricsWriter,
+    save: Callable[[Position], object],
+    progress: Progress,
+    stop: StopRequest,
+) -> Position:
+    """Train until the plan's end or a stop request; returns the position reached, saved.
+
+    Raises `PipeError` where the loss is not finite; the last checkpoint is then the last good
+    one.
+    """
+    trainee.transformer.train()
+    trainee.network.train()
+    position, saved = plan.start, plan.start
+    batches = read_ahead(
+        ((micro, step.epoch) for step in _steps(plan) for micro in step.batches),
+        lambda item: plan.read(*item),
+    )
+    label = f"Training {config.tracker_run_name}"
+    with (
+        closing(batches),
+        progress.task(label, plan.total_steps, done=position.step) as advance,
+    ):
+        for step in _steps(plan):
+            started = time.monotonic()
+            loss, long_rows = _accumulate(trainee, step, batches)
+            if not math.isfinite(loss):
+                raise PipeError(
+                    f"The loss of step {step.after.step} is {loss}. The step was not taken; the "
+                    f"last checkpoint is of step {saved.step}. Lower learning_rate, or set "
+                    'mixed_precision = "no".'
+                )
+            rate = learning_rate(position.step, config)
+            for group in trainee.optimizer.param_groups:
+                group["lr"] = rate
+            norm = clip_gradients(trainee.parameters(), config)
+            trainee.optimizer.step()
+            trainee.optimizer.zero_grad(set_to_none=True)
+            position = step.after
+
+            speed = step.samples / (time.monotonic() - started)
+            memory = peak_memory(trainee.device)
+            metrics.write(
+                position.step,
+                {
+                    "epoch": step.epoch,
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                    "samples": step.samples,
+                    "long_rope_share": long_rows / step.samples,
+                    "samples_per_second": speed,
+                    "memory_gib": memory,
+                },
+            )
+            detail = f"loss {loss:.4f}  lr {rate:.2e}  {speed:.2f} samples/s  {memory:.1f} GiB"
+            advance(1, detail)
+
+            interval = config.checkpoint_step_interval
+            if interval and position.step % interval == 0:
+                save(position)
+                saved = position
+            if stop.signal is not None:
+                break
+    if position != saved:
+        save(position)
+    return position
+
+
+def _accumulate(trainee: Trainee, step: _Step, batches: Iterator[Batch]) -> tuple[float, int]:
+    """Add up the gradients of a global batch; its loss, and how many rows were long."""
+    total = torch.zeros((), device=trainee.device)
+    long_rows = 0
+    for _ in step.batches:
+        batch = next(batches)
+        losses = micro_batch_losses(trainee, batch)
+        share = losses.sum() / step.samples
+        share.backward()  # type: ignore[no-untyped-call]
+        total += share.detach()
+        long_rows += long_table_rows(trainee, batch)
+    return total.item(), long_rows
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory used so far, GiB: on CUDA torch's allocations, else the process' own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,147 @@
+"""A run: one training's folder, with its frozen inputs, checkpoints and logs.
+
+    runs/<name>/
+        samples.arrow    the frozen samples
+        run.json         the settings that give the run its meaning, frozen too
+        config.toml      the configuration as it was at the start
+        checkpoints/     see `checkpoints`
+        metrics.jsonl    one line per optimizer step
+        tensorboard/
+
+A run goes on only with the settings it started with where another value would change what it
+means; what may change (learning rate, intervals, logging) is said and taken.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import PipeError, UsageError
+from manifests.publish import publish, staged
+from omnigen_pipe.config import CONFIG_NAME, Config, LokrConfig
+from omnigen_pipe.training import checkpoints
+from omnigen_pipe.training.checkpoints import Checkpoint
+from omnigen_pipe.workspace import Workspace
+
+#: Settings of `[train]` that may differ when a run goes on.
+CHANGEABLE = frozenset(
+    {
+        "tracker_run_name",
+        "max_train_steps",
+        "num_train_epochs",
+        "learning_rate",
+        "lr_scheduler",
+        "lr_warmup_steps",
+        "gradient_checkpointing",
+        "checkpoint_step_interval",
+        "checkpoints_total_limit",
+        "resume_from_checkpoint",
+        "report_to",
+        "lycoris_config",  # what it says is compared, not where it lies
+    }
+)
+
+
+def frozen_settings(config: Config, lokr: LokrConfig) -> dict[str, Any]:
+    """The settings that must stay the same over a run's life, by their names."""
+    train = config.train.model_dump(mode="json")
+    settings = {name: value for name, value in train.items() if name not in CHANGEABLE}
+    settings["pretrained_model_name_or_path"] = config.model.pretrained_model_name_or_path
+    settings["revision"] = config.model.revision
+    settings["lokr"] = lokr.model_dump(mode="json")
+    return settings
+
+
+def check_settings(name: str, frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `UsageError` listing every setting that differs from the run's own."""
+    changed = [
+        f"{setting}: {frozen.get(setting)!r} → {now.get(setting)!r}"
+        for setting in sorted({*frozen, *now})
+        if frozen.get(setting) != now.get(setting)
+    ]
+    if changed:
+        raise UsageError(
+            f"The run `{name}` was started with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nPut them back, or set another tracker_run_name to start a new run."
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run."""
+
+    name: str
+    folder: Path
+
+    @property
+    def samples(self) -> Path:
+        """The frozen samples; the run exists from the moment they are there."""
+        return self.folder / "samples.arrow"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder / "checkpoints"
+
+    def exists(self) -> bool:
+        """Whether the run was started."""
+        return self.samples.exists()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings it was started with."""
+        path = self.folder / "run.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, KeyError) as error:
+            raise PipeError(f"{path} cannot be read: {error}") from error
+
+    def write_settings(self, workspace: Workspace, settings: Mapping[str, Any]) -> None:
+        """Publish `run.json`, and a copy of the configuration file where there is one."""
+        path = self.folder / "run.json"
+        unfinished = staged(workspace.staging, path)
+        unfinished.write_text(json.dumps({"settings": settings}, indent=2) + "\n", "utf-8")
+        publish(unfinished, path)
+        source = workspace.root / CONFIG_NAME
+        if source.exists():
+            copy = staged(workspace.staging, self.folder / "config.toml")
+            shutil.copyfile(source, copy)
+            publish(copy, self.folder / "config.toml")
+
+    def resume_point(self, wanted: str) -> tuple[Checkpoint | None, list[str]]:
+        """The checkpoint to go on from, if any, with what there is to say about it.
+
+        `wanted` is `latest`, the name of a checkpoint, or `none`, which refuses an existing run.
+        """
+        if wanted == "none":
+            if checkpoints.names(self.checkpoints):
+                raise UsageError(
+                    f"The run `{self.name}` has checkpoints, and resume_from_checkpoint is "
+                    '"none". Set another tracker_run_name, or resume_from_checkpoint = "latest".'
+                )
+            return None, []
+        if wanted == "latest":
+            return checkpoints.latest(self.checkpoints)
+        names = checkpoints.names(self.checkpoints)
+        if wanted not in names:
+            raise UsageError(
+                f"The run `{self.name}` has no checkpoint `{wanted}`; there are: "
+                f"{', '.join(names) or 'none'}."
+            )
+        later = names[names.index(wanted) + 1 :]
+        if later:
+            raise UsageError(
+                f"The run `{self.name}` has checkpoints after `{wanted}`, which going on from it "
+                f"would contradict: {', '.join(later)}. Move them away, or start a new run with "
+                "another tracker_run_name."
+            )
+        checkpoint = checkpoints.read(self.checkpoints / wanted)
+        damage = checkpoint.damage()
+        if damage is not None:
+            raise PipeError(f"The checkpoint {checkpoint.folder} cannot be used: {damage}.")
+        return checkpoint, []

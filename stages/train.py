@@ -1,0 +1,197 @@
+"""train: the frozen samples and the base model become a LoKr adapter.
+
+A run freezes its samples at its first start and goes on from its newest checkpoint ever after.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import lru_cache
+
+from omnigen_pipe.latents.vae import scaling_factor, vae_key
+
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.config import LokrConfig, read_lycoris_config
+from omnigen_pipe.model_files import model_part
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.prompts.library import dropout_prompt
+from omnigen_pipe.prompts.tokenizer import load_configured
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.training import checkpoints
+from omnigen_pipe.training.checkpoints import Checkpoint, Position
+from omnigen_pipe.training.frozen import (
+    TRAINED_SPLITS,
+    FrozenSamples,
+    Join,
+    content_key,
+    freeze,
+    join,
+    locate,
+)
+from omnigen_pipe.training.run import Run, check_settings, frozen_settings
+from omnigen_pipe.workspace import Workspace
+
+
+def run(
+    workspace: Workspace,
+    progress: Progress,
+    device: str | None = None,
+    allow_missing: bool = False,
+) -> Summary:
+    """Start or go on with the configured run; see `training.loop` for the work itself."""
+    config = workspace.config.train
+    if config.max_train_steps == 0 and config.num_train_epochs == 0:
+        raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
+    lokr = _lokr(workspace)
+    this = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
+    settings = frozen_settings(workspace.config, lokr)
+    summary = Summary("train", changed=False)
+
+    if this.exists():
+        check_settings(this.name, this.settings(), settings)
+        summary.notes += _data_changes(workspace, this)
+    else:
+        summary.left_out = _start(workspace, this, settings, allow_missing)
+    frozen = FrozenSamples.open(this.samples)
+    total = _total_steps(workspace, frozen)
+    checkpoint, notes = this.resume_point(config.resume_from_checkpoint)
+    summary.notes += notes
+    summary.details = {"run": str(this.folder), "total_steps": total}
+    if checkpoint is None or checkpoint.position.step < total:
+        return _train(workspace, progress, device, this, frozen, lokr, checkpoint, summary)
+    summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step}
+    summary.details["adapter"] = str(checkpoint.adapter)
+    summary.notes.append(f"The run `{this.name}` is complete. Adapter: {checkpoint.adapter}")
+    return summary
+
+
+def _lokr(workspace: Workspace) -> LokrConfig:
+    path = workspace.config.train.lycoris_config
+    return read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
+
+
+def _total_steps(workspace: Workspace, frozen: FrozenSamples) -> int:
+    config = workspace.config.train
+    epochs = config.num_train_epochs * frozen.steps_per_epoch(config)
+    return min(end for end in (config.max_train_steps, epochs) if end > 0)
+
+
+def _join(workspace: Workspace) -> tuple[Join, dict[str, str]]:
+    """Today's samples with their latents and prompts, and what else a run freezes of them."""
+    vae = model_part(workspace, "vae")
+    tokenizer = load_configured(workspace)
+    found = join(workspace, vae_key(workspace, vae), tokenizer.key)
+    return found, {
+        "vae_key": vae_key(workspace, vae),
+        "tokenizer_key": tokenizer.key,
+        "scaling_factor": repr(scaling_factor(vae)),
+        "dropout_ids": json.dumps(tokenizer.encode([dropout_prompt(workspace.config)])[0]),
+        "content": content_key(found.table),
+    }
+
+
+def _start(
+    workspace: Workspace, this: Run, settings: dict[str, object], allow_missing: bool
+) -> dict[str, int]:
+    """Freeze the samples of a new run; returns how many were left out, by reason."""
+    found, metadata = _join(workspace)
+    lacking = {"encode-vae": found.lacking_latent, "tokenize": found.lacking_prompt}
+    if any(lacking.values()) and not allow_missing:
+        commands = [f"`omnigen-pipe {stage}`" for stage, number in lacking.items() if number]
+        raise PipeError(
+            f"{sum(lacking.values())} samples lack a latent or prompt: run "
+            f"{' and '.join(commands)} first, or train without them by --allow-missing."
+        )
+    if not any(split in TRAINED_SPLITS for split in found.table["split"].to_pylist()):
+        raise PipeError(
+            "There is no sample to train on: every image was left out. `omnigen-pipe bucket` "
+            "says why."
+        )
+    this.write_settings(workspace, settings)
+    freeze(found.table, this.samples, workspace.staging, metadata)
+    reasons = {
+        "the image could not be decoded (see encode-vae)": found.failed_latent,
+        "no latent yet": found.lacking_latent,
+        "no prompt yet": found.lacking_prompt,
+    }
+    return {reason: number for reason, number in reasons.items() if number}
+
+
+def _data_changes(workspace: Workspace, this: Run) -> list[str]:
+    """A sentence where today's data differ from what the run froze."""
+    frozen = FrozenSamples.open(this.samples)
+    found, metadata = _join(workspace)
+    if metadata["content"] == frozen.metadata["content"]:
+        return []
+    return [
+        f"The data changed since the run `{this.name}` froze its {len(frozen)} samples (today "
+        f"{found.table.num_rows}); it goes on with its own. Set another tracker_run_name to train "
+        "on today's."
+    ]
+
+
+def _train(
+    workspace: Workspace,
+    progress: Progress,
+    device: str | None,
+    this: Run,
+    frozen: FrozenSamples,
+    lokr: LokrConfig,
+    checkpoint: Checkpoint | None,
+    summary: Summary,
+) -> Summary:
+    """Load the model, attach the adapter, and train to the end or to a signal."""
+    from omnigen_pipe.model.transformer import check_fits
+    from omnigen_pipe.training.batches import BatchReader
+    from omnigen_pipe.training.loop import Plan, train
+    from omnigen_pipe.training.metrics import METRICS_NAME, MetricsWriter, truncate
+    from omnigen_pipe.training.stop import stop_on_signal
+    from omnigen_pipe.training.trainee import load_trainee
+
+    config = workspace.config.train
+    reader = BatchReader(workspace.root, frozen, locate(workspace, frozen), config)
+    trainee = load_trainee(workspace, lokr, device)
+    check_fits(trainee.transformer, frozen.bucket_names, frozen.largest_token())
+    for target in trainee.targets:
+        progress.note(target.describe())
+    start = checkpoint.position if checkpoint else Position()
+    if checkpoint is not None:
+        checkpoint.load(trainee.network, trainee.optimizer)
+        progress.note(f"Going on from {checkpoint.folder}")
+
+    def save(position: Position) -> None:
+        nonlocal checkpoint
+        checkpoint = checkpoints.save(this.checkpoints, workspace.staging, position, trainee, lokr)
+        checkpoints.prune(this.checkpoints, workspace.staging, config.checkpoints_total_limit)
+
+    order = lru_cache(maxsize=2)(lambda epoch: frozen.order(epoch, config))
+    plan = Plan(start, summary.details["total_steps"], order, reader.read)
+    truncate(this.folder / METRICS_NAME, start.step, workspace.staging)
+    with (
+        MetricsWriter(this.folder, start.step, config.report_to == "tensorboard") as metrics,
+        stop_on_signal() as stop,
+    ):
+        end = train(trainee, plan, config, metrics, save, progress, stop)
+
+    adapter = str(checkpoint.adapter) if checkpoint else None
+    summary.changed = end != start
+    summary.counts = {
+        "samples": len(frozen),
+        "steps": end.step,
+        "steps now": end.step - start.step,
+    }
+    summary.signal = stop.signal
+    summary.details |= {
+        "adapter": adapter,
+        "targets": [asdict(target) for target in trainee.targets],
+        "device": str(trainee.device),
+        "dtype": str(trainee.dtype).removeprefix("torch."),
+    }
+    if adapter:
+        summary.notes.append(f"Adapter: {adapter}")
+    if stop.signal is not None:
+        summary.notes.append(
+            f"Stopped by a signal at step {end.step}, saved. Run the same command to go on."
+        )
+    return summary

@@ -1,0 +1,110 @@
+"""The configuration: faults are named with file, key and the nearest known key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manifests.errors import UsageError
+from omnigen_pipe.config import LokrConfig, load, parse, read_lycoris_config
+
+DATASET = {"id": "cats", "instance_data_dir": "cats"}
+
+
+def test_an_empty_file_has_every_default() -> None:
+    config = parse({}, "test")
+    assert config.train.learning_rate == 1e-4
+    assert config.datasets == ()
+
+
+def test_defaults_reach_every_dataset_that_does_not_set_its_own() -> None:
+    raw = {
+        "defaults": {"resolution": 512, "repeats": 3},
+        "dataset": [DATASET, {**DATASET, "id": "dogs", "repeats": 0}],
+    }
+    cats, dogs = parse(raw, "test").datasets
+    assert (cats.resolution, cats.repeats) == (512, 3)
+    assert (dogs.resolution, dogs.repeats) == (512, 0)
+
+
+def test_disabled_datasets_are_left_out() -> None:
+    config = parse({"dataset": [{**DATASET, "disabled": True}]}, "test")
+    assert config.datasets == ()
+    assert len(config.dataset) == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"trian": {}}, "unknown key `trian`; did you mean `train`"),
+        ({"train": {"learning_rat": 1}}, "unknown key `train.learning_rat`; did you mean `lear"),
+        ({"train": {"seed": "many"}}, "`train.seed` is 'many'"),
+        (
+            {"dataset": [{**DATASET, "crop_stile": 1}]},
+            r"`dataset\[0\].crop_stile`; did you m",
+        ),
+        ({"dataset": [{"id": "cats"}]}, r"`dataset\[0\].instance_data_dir` is missing"),
+        ({"dataset": [DATASET, DATASET]}, "two datasets have the id `cats`"),
+        ({"defaults": {"resolutoin": 1}}, "unknown key `resolutoin`; did you mean `resolution`"),
+        ({"dataset": [{**DATASET, "resolution": 4096}]}, "4096 px a side; OmniGen's limit is 3072"),
+        ({"dataset": [{**DATASET, "resolution": 16, "resolution_type": "area"}]}, "limit is 3072"),
+        ({"dataset": [{**DATASET, "aspect_bucket_alignment": 24}]}, "multiple of 16"),
+        ({"dataset": [{**DATASET, "crop": True, "crop_aspect": "closest"}]}, "crop_aspect_buckets"),
+        ({"dataset": [{**DATASET, "caption_strategy": "instanceprompt"}]}, "instance_prompt"),
+        ({"dataset": [{**DATASET, "caption_strategy": "csv"}]}, "needs list_file"),
+        ({"dataset": [{**DATASET, "crops_per_image": 2}]}, "crop_style"),
+        ({"pixels": {"alpha_background": "whiteish"}}, "not a colour"),
+        (
+            {"lokr": {"apply_preset": {"module_algo_map": {"Attention": {"fctor": 1}}}}},
+            "`lokr.apply_preset.module_algo_map.Attention.fctor`; did you mean `factor`",
+        ),
+    ],
+)
+def test_a_fault_is_named_with_its_key_and_what_to_write(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        parse(raw, "my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+    assert caught.value.exit_status == 2
+
+
+def test_every_fault_of_a_file_is_named_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse({"trian": {}, "train": {"seed": -1}}, "test")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_files_that_are_no_toml_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="omnigen-pipe init"):
+        load(tmp_path / "omnigen-pipe.toml")
+    (tmp_path / "bad.toml").write_text("a = = 1")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        load(tmp_path / "bad.toml")
+    (tmp_path / "latin.toml").write_bytes(b"a = '\xff'")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load(tmp_path / "latin.toml")
+
+
+def test_the_guides_file_is_read_and_faults_are_named(tmp_path: Path) -> None:
+    guide = {
+        "algo": "lokr",
+        "multiplier": 1.0,
+        "linear_dim": 10000,
+        "linear_alpha": 1,
+        "factor": 16,
+        "apply_preset": {
+            "target_module": ["Attention", "FeedForward"],
+            "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}},
+        },
+    }
+    path = tmp_path / "lycoris_config.json"
+    path.write_text(json.dumps(guide))
+    assert read_lycoris_config(path) == LokrConfig()
+    path.write_text(json.dumps({**guide, "fctor": 4}))
+    with pytest.raises(UsageError, match="unknown key `fctor`; did you mean `factor`"):
+        read_lycoris_config(path)
+    path.write_text("{")
+    with pytest.raises(UsageError, match="not valid JSON"):
+        read_lycoris_config(path)

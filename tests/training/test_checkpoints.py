@@ -1,0 +1,131 @@
+"""Checkpoints: whole or not there, damage is noticed, old ones go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.config import Config, LokrConfig, parse
+from omnigen_pipe.training import checkpoints
+from omnigen_pipe.training.checkpoints import Position
+from omnigen_pipe.training.run import Run, check_settings, frozen_settings
+
+
+class _Network(torch.nn.Module):
+    """As much of LyCORIS' network as a checkpoint needs."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(self.layer.weight, value)
+
+
+def _trainee(value: float = 0.5) -> Any:
+    network = _Network(value)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    network.layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return SimpleNamespace(network=network, optimizer=optimizer)
+
+
+def _save(folder: Path, step: int, value: float = 0.5) -> checkpoints.Checkpoint:
+    position = Position(step, epoch=1, global_batch=2)
+    return checkpoints.save(
+        folder / "checkpoints", folder / "staging", position, _trainee(value), LokrConfig()
+    )
+
+
+def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
+    saved = _save(tmp_path, 7, value=0.25)
+    found, skipped = checkpoints.latest(tmp_path / "checkpoints")
+    assert found == saved
+    assert skipped == []
+    assert found.position == Position(7, 1, 2)
+    other = _trainee(9.0)
+    found.load(other.network, other.optimizer)
+    original = _trainee(0.25)
+    assert torch.equal(other.network.layer.weight, original.network.layer.weight)
+    first, second = (t.optimizer.state_dict()["state"][0] for t in (other, original))
+    assert torch.equal(first["exp_avg"], second["exp_avg"])
+    assert first["step"] == second["step"]
+
+
+def test_nothing_is_left_in_staging(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "optimizer.pt", "checkpoint.json"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, name: str, harm: str
+) -> None:
+    good, bad = _save(tmp_path, 5), _save(tmp_path, 10)
+    victim = bad.folder / name
+    data = bytearray(victim.read_bytes())
+    if harm == "flip":
+        data[len(data) // 2] ^= 0xFF
+        victim.write_bytes(data)
+    elif harm == "cut":
+        victim.write_bytes(data[: len(data) // 2])
+    else:
+        victim.unlink()
+    found, skipped = checkpoints.latest(tmp_path / "checkpoints")
+    assert found == good
+    assert len(skipped) == 1
+    assert "step-00000010" in skipped[0]
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(tmp_path: Path) -> None:
+    bad = _save(tmp_path, 5)
+    bad.adapter.write_bytes(b"")
+    _save(tmp_path, 5)
+    found, skipped = checkpoints.latest(tmp_path / "checkpoints")
+    assert found is not None
+    assert skipped == []
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 30, 4):
+        _save(tmp_path, step)
+    folder = tmp_path / "checkpoints"
+    assert checkpoints.prune(folder, tmp_path / "staging", 0) == []
+    gone = checkpoints.prune(folder, tmp_path / "staging", 2)
+    assert gone == ["step-00000001", "step-00000002"]
+    assert checkpoints.names(folder) == ["step-00000004", "step-00000030"]
+
+
+def test_a_run_goes_on_from_what_is_asked_for(tmp_path: Path) -> None:
+    run = Run("r", tmp_path)
+    assert run.resume_point("latest") == (None, [])
+    first, second = _save(tmp_path, 5), _save(tmp_path, 10)
+    assert run.resume_point("latest")[0] == second
+    assert run.resume_point("step-00000010")[0] == second
+    with pytest.raises(UsageError, match=r"after `step-00000005`.*step-00000010"):
+        run.resume_point(first.folder.name)
+    with pytest.raises(UsageError, match="no checkpoint `step-1`"):
+        run.resume_point("step-1")
+    with pytest.raises(UsageError, match="resume_from_checkpoint is"):
+        run.resume_point("none")
+    second.adapter.write_bytes(b"")
+    with pytest.raises(PipeError, match="cannot be used"):
+        run.resume_point("step-00000010")
+
+
+def _config(**train: object) -> Config:
+    return parse({"train": train}, "test")
+
+
+def test_settings_that_give_a_run_its_meaning_are_held(tmp_path: Path) -> None:
+    frozen = frozen_settings(_config(), LokrConfig())
+    check_settings("r", frozen, frozen_settings(_config(learning_rate=1.0), LokrConfig()))
+    check_settings("r", frozen, frozen_settings(_config(max_train_steps=9), LokrConfig()))
+    with pytest.raises(UsageError, match=r"train_batch_size: 1 → 4"):
+        check_settings("r", frozen, frozen_settings(_config(train_batch_size=4), LokrConfig()))
+    with pytest.raises(UsageError, match=r"lokr: "):
+        check_settings("r", frozen, frozen_settings(_config(), LokrConfig(factor=4)))
