@@ -1,0 +1,75 @@
+"""What an adapter file holds: its configuration, its size, and how far it moved each module.
+
+Read from the file alone: neither the base model nor LyCORIS is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.errors import PipeError
+from omnigen_pipe.model.lokr import read_adapter
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One adapted linear layer: shape of its change, parameters spent, and its size (rms)."""
+
+    name: str
+    rows: int
+    columns: int
+    parameters: int
+    delta_rms: float
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """A whole file: its metadata, and every module in name order."""
+
+    path: str
+    metadata: dict[str, str]
+    modules: list[ModuleReport]
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers in all."""
+        return sum(module.parameters for module in self.modules)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for `--json`."""
+        return {**asdict(self), "parameters": self.parameters}
+
+
+def inspect_adapter(path: Path) -> AdapterReport:
+    """Report on an adapter file; raises `PipeError` where it holds no LoKr."""
+    tensors, metadata = read_adapter(path)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        parts.setdefault(module, {})[part] = tensor.float()
+    modules = [
+        _module(name, part)
+        for name, part in sorted(parts.items())
+        if any(p.startswith("lokr_w1") for p in part)
+    ]
+    if not modules:
+        raise PipeError(f"{path} holds no LoKr modules: it is another kind of file.")
+    return AdapterReport(str(path), metadata, modules)
+
+
+def _module(name: str, part: dict[str, torch.Tensor]) -> ModuleReport:
+    full = "lokr_w1" in part and "lokr_w2" in part
+    w1 = part["lokr_w1"] if "lokr_w1" in part else part["lokr_w1_a"] @ part["lokr_w1_b"]
+    w2 = part["lokr_w2"] if "lokr_w2" in part else part["lokr_w2_a"] @ part["lokr_w2_b"]
+    rank = next((part[p].shape[0] for p in ("lokr_w2_b", "lokr_w1_b") if p in part), 1)
+    scale = 1.0 if full else float(part["alpha"]) / rank
+    rows, columns = w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1]
+    # The Frobenius norm of a Kronecker product is the product of the factors' norms.
+    norm = scale * float(w1.norm()) * float(w2.norm())
+    parameters = sum(t.numel() for p, t in part.items() if p.startswith("lokr_"))
+    return ModuleReport(name, rows, columns, parameters, norm / math.sqrt(rows * columns))
