@@ -1,0 +1,290 @@
+"""Shards: WebDataset tars of latents of one bucket, written once and read by offset.
+
+A shard is built under `staging/`; its tar is published first, then its fragment of the
+`latents` log, so a shard counts from the moment its fragment is there. The bytes of a tar
+depend on its samples alone: no times, no owners, no paths. Given up: compression, which float16
+moments do not reward, and appending, which would make half-written shards possible.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import tarfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from manifests.errors import PipeError
+from manifests.publish import new_id, publish, staged
+from manifests.schema import LATENTS
+from omnigen_pipe.workspace import Workspace
+
+#: The last part of a member's name, after the pixels_key.
+MOMENTS_SUFFIX = ".moments.npy"
+FACTS_SUFFIX = ".json"
+
+#: The only types of raw arrays, by their names in the manifest; little-endian on any machine.
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+_MEBIBYTE = 1024 * 1024
+
+
+class ShardError(PipeError):
+    """A shard cannot give a latent that the manifest promises."""
+
+
+class MissingShardError(ShardError):
+    """The shard is gone: removed by hand, or replaced by maintenance since it was looked up."""
+
+
+class DamagedLatentError(ShardError):
+    """The bytes in the shard are not those that were written."""
+
+
+def shard_path(root: Path, shard: str) -> Path:
+    """The file that a manifest's `shard` names, which must lie in the workspace's `latents/`.
+
+    Raises `ShardError` for any other path: a manifest may come from somebody else.
+    """
+    latents = root / "latents"
+    relative = PurePosixPath(shard)
+    path = root / relative
+    lexical = relative.parts[:1] == ("latents",) and ".." not in relative.parts
+    if not lexical or not path.resolve().is_relative_to(latents.resolve()):
+        raise ShardError(
+            f"The manifests in {root / 'manifests' / 'latents'} name the shard {shard!r}, which "
+            f"does not lie in {latents}. They were not written by omnigen-pipe; remove them and "
+            "run `omnigen-pipe encode-vae` again."
+        )
+    return path
+
+
+def read_latent(
+    path: Path, offset: int, nbytes: int, checksum: int, shape: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """The moments that lie `nbytes` long at `offset` of the shard `path`, checked: `shape`.
+
+    Raises `MissingShardError` where there is no such file, and `DamagedLatentError` where the
+    XXH3-64 of the bytes is not `checksum` or they do not fit `shape` and `dtype`.
+    """
+    try:
+        with path.open("rb") as handle, _mapped(handle) as whole:
+            raw = whole[offset : offset + nbytes]
+    except FileNotFoundError as error:
+        raise MissingShardError(
+            f"The shard {path} is gone. Run `omnigen-pipe encode-vae`: it encodes again what is "
+            "missing."
+        ) from error
+    except ValueError as error:  # an empty file cannot be mapped
+        raise DamagedLatentError(_damaged(path, offset)) from error
+    fits = dtype in DTYPES and int(np.prod(shape)) * DTYPES[dtype].itemsize == nbytes
+    if len(raw) != nbytes or not fits or xxhash.xxh3_64_intdigest(raw) != checksum:
+        raise DamagedLatentError(_damaged(path, offset))
+    latent: np.ndarray = np.frombuffer(raw, DTYPES[dtype]).reshape(shape).copy()
+    return latent
+
+
+def _mapped(handle: IO[bytes]) -> mmap.mmap:
+    return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _damaged(path: Path, offset: int) -> str:
+    return (
+        f"The latent at byte {offset} of {path} is not what was written: its checksum or length "
+        f"differs. Remove that file and run `omnigen-pipe encode-vae`, which encodes its latents "
+        "again; and check the disk."
+    )
+
+
+@dataclass
+class _Shard:
+    """The open tar: where it is written, and the rows of what it holds."""
+
+    id: str
+    bucket: str
+    staged_path: Path
+    final: Path
+    handle: IO[bytes]
+    opened_at: float
+    digest: Any = field(default_factory=xxhash.xxh3_64)
+    nbytes: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, data: bytes) -> None:
+        self.handle.write(data)
+        self.digest.update(data)
+        self.nbytes += len(data)
+
+    def member(self, name: str, data: bytes) -> int:
+        """Append a file and return the offset of its first byte."""
+        info = tarfile.TarInfo(name)  # mtime, uid and gid 0, no owner names
+        info.size = len(data)
+        self.write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        start = self.nbytes
+        self.write(data)
+        self.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        return start
+
+
+class ShardWriter:
+    """Packs latents into shards and publishes each as it is full, old, or of another bucket.
+
+    Use it as a context manager. Leaving it publishes what is open, also when an exception passes
+    through, as long as every sample in it is whole; only an error of writing itself discards
+    the open shard. Failures are rows of the log too and go with the next fragment.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        vae_key: str,
+        metadata: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._workspace = workspace
+        self._vae_key = vae_key
+        self._clock = clock
+        self._metadata = metadata
+        self._shard: _Shard | None = None
+        self._failures: list[dict[str, Any]] = []
+        self._failing_since = 0.0
+        self._broken = False
+        #: Bytes of the tars published so far.
+        self.bytes_written = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if not self._broken:
+                self.close()
+        finally:
+            if self._broken:
+                self._discard()
+
+    def add(self, pixels_key: str, bucket: str, moments: np.ndarray, facts: dict[str, Any]) -> None:
+        """Append one sample: `moments` `[8, H/8, W/8]`, and `facts` for its JSON.
+
+        Raises `OSError` where the disk is full or not writable; shards published before stay
+        as they are.
+        """
+        if self._shard is not None and self._shard.bucket != bucket:
+            self.close()
+        dtype = moments.dtype.name
+        raw: np.ndarray = np.ascontiguousarray(moments, DTYPES[dtype])
+        npy = io.BytesIO()
+        np.lib.format.write_array(npy, raw, version=(1, 0), allow_pickle=False)
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+        self._broken = True  # until the sample is whole
+        try:
+            shard = self._shard = self._shard or self._open(bucket)
+            end = shard.member(pixels_key + MOMENTS_SUFFIX, npy.getvalue()) + npy.tell()
+            shard.member(pixels_key + FACTS_SUFFIX, text.encode("utf-8"))
+        except OSError as error:
+            raise self._explained(error) from error
+        shard.rows.append(
+            {
+                "pixels_key": pixels_key,
+                "bucket": bucket,
+                "offset": end - raw.nbytes,
+                "nbytes": raw.nbytes,
+                "checksum": xxhash.xxh3_64_intdigest(raw.data),
+                "shape": list(raw.shape),
+                "dtype": dtype,
+                "status": "ok",
+            }
+        )
+        self._broken = False
+        options = self._workspace.config.vae
+        if shard.nbytes >= options.shard_size_mb * _MEBIBYTE:
+            self.close()
+        else:
+            self.close_if_old()
+
+    def add_failure(self, pixels_key: str, bucket: str, reason: str) -> None:
+        """Record that these pixels cannot be encoded: a fact about the image's content."""
+        if not self._failures:
+            self._failing_since = self._clock()
+        self._failures.append(
+            {"pixels_key": pixels_key, "bucket": bucket, "status": "failed", "reason": reason}
+        )
+        self.close_if_old()
+
+    def close_if_old(self) -> None:
+        """Publish what is open if its first row is older than `shard_seconds`."""
+        since = [self._shard.opened_at] if self._shard else []
+        since += [self._failing_since] if self._failures else []
+        limit = self._workspace.config.vae.shard_seconds
+        if since and self._clock() - min(since) >= limit:
+            self.close()
+
+    def close(self) -> None:
+        """Publish the open shard and the failures, if there are any."""
+        shard = self._shard
+        if shard is None and not self._failures:
+            return
+        rows = list(self._failures)
+        self._broken = True  # until all is published
+        try:
+            if shard is not None:
+                rows += self._publish_tar(shard)
+            self._workspace.latents.append(
+                self._as_table(rows), shard.id if shard else None, **self._metadata
+            )
+        except OSError as error:
+            raise self._explained(error) from error
+        self.bytes_written += shard.nbytes if shard else 0
+        self._shard, self._failures, self._broken = None, [], False
+
+    def _open(self, bucket: str) -> _Shard:
+        shard_id = new_id()
+        final = self._workspace.latents_folder / bucket / f"{shard_id}.tar"
+        path = staged(self._workspace.staging, final)
+        return _Shard(shard_id, bucket, path, final, path.open("xb"), self._clock())
+
+    def _publish_tar(self, shard: _Shard) -> list[dict[str, Any]]:
+        """Finish and publish the tar; returns its rows, complete but for common columns."""
+        shard.write(bytes(2 * tarfile.BLOCKSIZE))
+        shard.write(bytes(-shard.nbytes % tarfile.RECORDSIZE))
+        shard.handle.close()
+        publish(shard.staged_path, shard.final)
+        whole = {
+            "shard": shard.final.relative_to(self._workspace.root).as_posix(),
+            "shard_nbytes": shard.nbytes,
+            "shard_checksum": shard.digest.intdigest(),
+        }
+        return [row | whole for row in shard.rows]
+
+    def _as_table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        common = {"vae_key": self._vae_key, "written_at_ns": time.time_ns()}
+        return pa.Table.from_pylist([row | common for row in rows], schema=LATENTS.schema)
+
+    def _discard(self) -> None:
+        """Remove the open shard, which is not whole, from `staging/`."""
+        if self._shard is not None:
+            self._shard.handle.close()
+            self._shard.staged_path.unlink(missing_ok=True)
+            self._shard = None
+
+    def _explained(self, error: OSError) -> OSError:
+        """`error` with what it means for the workspace."""
+        message = (
+            f"A shard could not be written: {error.strerror or error}. What was published before "
+            "is valid; make room or give access, and run `omnigen-pipe encode-vae` again"
+        )
+        return OSError(error.errno, message, str(error.filename or self._workspace.staging))
