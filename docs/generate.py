@@ -12,11 +12,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
 from manifests.schema import MANIFESTS
 from omnigen_pipe import config
 from omnigen_pipe.cli import app
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 DOCS = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/generate.py from the code: change that, then run `make docs`. -->\n"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from manifests.errors import PipeError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.model.inspection import inspect_adapter
 from omnigen_pipe.model.lokr import save_adapter
-from safetensors.torch import save_file
 
 
 def test_full_and_low_rank_modules_are_measured(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_full_and_low_rank_modules_are_measured(tmp_path: Path) -> None:
         "lycoris_a.lokr_w1": w1,
         "lycoris_a.lokr_w2": w2,
         "lycoris_a.alpha": torch.tensor(10000.0),
-        "lycoris_b.lokr_w1": w1,
+        "lycoris_b.lokr_w1": w1.clone(),
         "lycoris_b.lokr_w2_a": a,
         "lycoris_b.lokr_w2_b": b,
         "lycoris_b.alpha": torch.tensor(6.0),
