@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.keys import key, key_sql
 from manifests.query import fingerprint, query
@@ -46,6 +46,15 @@ SAMPLE_OPTIONS = (
     "repeats",
 )
 
+_OPTIONS = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("repeats", pa.int32()),
+        ("crops", pa.int32()),
+        ("crop_seed", pa.string()),
+    ]
+)
 _GEOMETRY_COLUMNS = tuple(field.name for field in fields(Geometry))
 
 
@@ -94,14 +103,15 @@ def make_samples(wanted: pa.Table, config: Config) -> pa.Table:
 
 
 def _crops(wanted: pa.Table, config: Config) -> pa.Table:
-    """One row per image and crop, in the order of the samples, with ids and random numbers."""
+    """One row per image and crop, in no promised order, with ids and random numbers."""
     options = [
         {
             "dataset": d.id,
             "split": d.split,
             "repeats": d.repeats,
             "crops": d.crops_per_image,
-            "crop_seed": d.crop_seed,
+            # A null leaves the crop's random numbers out.
+            "crop_seed": str(d.crop_seed) if d.crop and d.crop_style == "random" else None,
         }
         for d in config.datasets
     ]
@@ -125,39 +135,26 @@ def _crops(wanted: pa.Table, config: Config) -> pa.Table:
                coalesce(('0x' || left(spot, 16))::UBIGINT, 0) AS random_x,
                coalesce(('0x' || right(spot, 16))::UBIGINT, 0) AS random_y
         FROM spots
-        ORDER BY dataset, path, crop_index
         """,
         wanted=wanted,
-        options=pa.Table.from_pylist(options),
+        options=pa.Table.from_pylist(options, schema=_OPTIONS),
     )
 
 
 def _geometry(rows: pa.Table, config: Config) -> Geometry:
-    """The geometry of every row; the rows of a dataset lie together."""
+    """The geometry of every row, by the options of its dataset."""
     # A rejected image may have no size; 1x1 stands in and is never looked at.
     width, height = _numbers(rows, "width", 1), _numbers(rows, "height", 1)
     random_x, random_y = _numbers(rows, "random_x", 0), _numbers(rows, "random_y", 0)
-    names = rows["dataset"].to_numpy()
-    by_id = {dataset.id: dataset for dataset in config.datasets}
-    parts = []
-    for name, first, last in _stretches(names):
-        part = slice(first, last)
-        parts.append(plan(width[part], height[part], by_id[name], random_x[part], random_y[part]))
-    empty = np.empty(0, np.int64)
-    return Geometry(
-        **{
-            name: np.concatenate([empty, *(getattr(part, name) for part in parts)])
-            for name in _GEOMETRY_COLUMNS
-        }
-    )
-
-
-def _stretches(names: npt.NDArray[Any]) -> list[tuple[str, int, int]]:
-    """(name, first, one past last) of each stretch of equal names."""
-    if not len(names):
-        return []
-    starts = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
-    return [(str(names[first]), first, last) for first, last in pairwise(starts)]
+    ids = pa.array([dataset.id for dataset in config.datasets])
+    codes = np.asarray(pc.index_in(rows["dataset"], ids).to_numpy())
+    columns = {name: np.zeros(rows.num_rows, np.int64) for name in _GEOMETRY_COLUMNS}
+    for code, dataset in enumerate(config.datasets):
+        own = np.flatnonzero(codes == code)
+        part = plan(width[own], height[own], dataset, random_x[own], random_y[own])
+        for name, column in columns.items():
+            column[own] = getattr(part, name)
+    return Geometry(**columns)
 
 
 def _numbers(rows: pa.Table, column: str, missing: int) -> npt.NDArray[Any]:
@@ -172,8 +169,8 @@ def _causes(config: Config) -> pa.Table:
     rows = []
     for d in config.datasets:
         unit = f"({d.resolution_type})"
-        minimum = f"smaller than minimum_image_size = {d.minimum_image_size:g} {unit}"
-        maximum = f"larger than maximum_image_size = {d.maximum_image_size:g} {unit}"
+        minimum = f"smaller than minimum_image_size = {d.minimum_image_size:.12g} {unit}"
+        maximum = f"larger than maximum_image_size = {d.maximum_image_size:.12g} {unit}"
         long = f"bucket side over OmniGen's limit of {MAX_BUCKET_SIDE} px"
         mend = "set upscale = true or lower resolution"
         for fault, cause, form in (
