@@ -10,17 +10,19 @@ when `--strict` is given, 128 + N when a signal N ended it.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
-from manifests.errors import PipeError
+from manifests.errors import PipeError, UsageError
 
 if TYPE_CHECKING:
     from omnigen_pipe.progress import Progress
+    from omnigen_pipe.starting.questions import Question
+    from omnigen_pipe.starting.simpletuner import Conversion
     from omnigen_pipe.summary import Summary
     from omnigen_pipe.workspace import Workspace
 
@@ -82,6 +84,203 @@ def _leave(summaries: list[Summary], strict: bool) -> None:
             raise typer.Exit(128 + summary.signal)
     if strict and any(summary.left_out for summary in summaries):
         raise typer.Exit(3)
+
+
+FolderArgument = Annotated[
+    Path | None, typer.Argument(help="Folder of the new workspace.  Default: the current one.")
+]
+SettingPanel = "Settings (asked for on a terminal, else a default)"
+SimpleTunerPanel = "From SimpleTuner"
+
+
+@app.command(
+    epilog="Examples:  \n"
+    "`omnigen-pipe init my-project`  \n"
+    "`omnigen-pipe init my-project --images ~/photos --caption-strategy textfile --yes`  \n"
+    "`omnigen-pipe init my-project --from-simpletuner SimpleTuner/config/config.json`"
+)
+def init(
+    folder: FolderArgument = None,
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-w", help="The same as FOLDER.")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of images, or hf://datasets/OWNER/NAME; once for each dataset.",
+            rich_help_panel=SettingPanel,
+        ),
+    ] = None,
+    caption_strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="Where captions come from: filename, textfile or instanceprompt.",
+            rich_help_panel=SettingPanel,
+        ),
+    ] = None,
+    instance_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The caption of every image, with instanceprompt.", rich_help_panel=SettingPanel
+        ),
+    ] = None,
+    resolution: Annotated[
+        float | None,
+        typer.Option(
+            help="Size of images: 1024 means about 1024*1024 pixels.", rich_help_panel=SettingPanel
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Hub id or folder of an OmniGen.", rich_help_panel=SettingPanel),
+    ] = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the run: its folder is runs/NAME.", rich_help_panel=SettingPanel
+        ),
+    ] = None,
+    max_train_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps to train.", rich_help_panel=SettingPanel)
+    ] = None,
+    train_batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Samples per step.", rich_help_panel=SettingPanel),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Learning rate after warm-up.", rich_help_panel=SettingPanel),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults.")
+    ] = False,
+    from_simpletuner: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG.JSON",
+            help="Convert SimpleTuner's config.json and the files that it names.",
+            rich_help_panel=SimpleTunerPanel,
+        ),
+    ] = None,
+    dataloader: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The dataloader's JSON file, where config.json does not lead to it.",
+            rich_help_panel=SimpleTunerPanel,
+        ),
+    ] = None,
+    lycoris: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="lycoris_config.json, where config.json does not lead to it.",
+            rich_help_panel=SimpleTunerPanel,
+        ),
+    ] = None,
+    relative_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where relative paths in the JSON files start.  Default: SimpleTuner's folder.",
+            rich_help_panel=SimpleTunerPanel,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a commented omnigen-pipe.toml, from answers or from SimpleTuner's files."""
+    from omnigen_pipe.starting.configuration_file import write
+
+    if folder is not None and workspace is not None and folder != workspace:
+        raise UsageError(f"FOLDER is {folder} and --workspace is {workspace}: give one of them.")
+    root = (folder or workspace or HERE).absolute()
+    given: dict[str, object] = {
+        "images": images,
+        "caption_strategy": caption_strategy,
+        "instance_prompt": instance_prompt,
+        "resolution": resolution,
+        "model": model,
+        "run_name": run_name,
+        "max_train_steps": max_train_steps,
+        "train_batch_size": train_batch_size,
+        "learning_rate": learning_rate,
+    }
+    if from_simpletuner is not None:
+        if set_too := [name for name, value in given.items() if value is not None]:
+            option = set_too[0].replace("train_", "").replace("_", "-")
+            raise UsageError(
+                f"--{option} and --from-simpletuner do not go together: the settings come from "
+                "SimpleTuner's files. Edit them in the omnigen-pipe.toml that is written."
+            )
+        from omnigen_pipe.starting.simpletuner import convert
+
+        conversion = convert(
+            from_simpletuner, root, dataloader=dataloader, lycoris=lycoris, base=relative_to
+        )
+        path = write(root, conversion.values)
+        _show_conversion(conversion, as_json)
+    else:
+        from omnigen_pipe.starting.questions import answered, configured
+
+        if dataloader or lycoris or relative_to:
+            raise UsageError(
+                "--dataloader, --lycoris and --relative-to only go with --from-simpletuner."
+            )
+        on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        asking = on_terminal and not yes and not as_json
+        values = configured(answered(given, _ask if asking else None), root, Path.cwd())
+        path = write(root, values)
+        if as_json:
+            print(json.dumps({"written": str(path), **values}, indent=2))
+    if not as_json:
+        where = "" if root == Path.cwd() else f" -w {shlex.quote(str(folder or workspace))}"
+        print(f"Wrote {path}. Look through it, then:  omnigen-pipe run{where}")
+
+
+def _ask(question: Question) -> object:
+    """The answer typed at the terminal; an empty one is the default."""
+    if not question.choices:
+        return typer.prompt(question.text, default=question.default)
+    allowed = ", ".join(question.choices)
+
+    def chosen(answer: str) -> str:
+        if answer not in question.choices:
+            raise typer.BadParameter(f"{answer} is not one of {allowed}")
+        return answer
+
+    text = f"{question.text} ({allowed})"
+    return typer.prompt(text, default=question.default, value_proc=chosen)
+
+
+def _show_conversion(conversion: Conversion, as_json: bool) -> None:
+    """What became of each of SimpleTuner's keys: a table, or JSON with the notes on stderr."""
+    if as_json:
+        entries = [entry.as_json() for entry in conversion.report]
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
+        for note in conversion.notes:
+            print(note, file=sys.stderr)
+        return
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    for file, entries_of_file in groupby(conversion.report, key=lambda entry: entry.file):
+        headings = ("key", "value", "outcome", "here", "note")
+        columns = [Column(heading, overflow="fold") for heading in headings]
+        table = Table(*columns, title=file, title_justify="left", show_edge=False)
+        for entry in entries_of_file:
+            value = json.dumps(entry.value, ensure_ascii=False)
+            cells = (entry.key, value, entry.outcome, entry.target or "", entry.note)
+            table.add_row(*(Text(cell) for cell in cells))
+        console.print(table)
+        console.print()
+    for note in conversion.notes:
+        console.print(note, markup=False)
 
 
 @app.command(
@@ -182,10 +381,9 @@ def _run_stages(
     opened: Workspace, progress: Progress, device: str | None, as_json: bool
 ) -> list[Summary]:
     """All five stages in order, each summary shown as it comes; stops after one that failed."""
+    import stages.bucket
     import stages.discover
     import stages.encode_vae
-
-    import stages.bucket
     import stages.tokenize
     import stages.train
     from omnigen_pipe.summary import show
@@ -234,8 +432,6 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """Do all five stages on a small random model and drawn pictures; needs no download."""
-    import shlex
-
     from omnigen_pipe.demo.project import write_project
     from omnigen_pipe.progress import Progress
 
@@ -256,25 +452,15 @@ def demo(
 def main() -> None:
     """Run the command line; errors that a user can act on print one message."""
     try:
-        status = app(standalone_mode=False)
-    except click.exceptions.Abort:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        app()
     except PipeError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         if error.errno is None:
             raise
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(status if isinstance(status, int) else 0)
 
 
 if __name__ == "__main__":

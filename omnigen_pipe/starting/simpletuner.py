@@ -1,0 +1,681 @@
+"""Conversion of SimpleTuner's JSON files: config.json, the dataloader's, and LyCORIS's.
+
+Every key of every file gets an entry in the report: nothing is dropped without a word. Options
+that exist here under the same name are found in the configuration's own models, so one that is
+added there is taken over from then on. What is known about the others stands in the tables
+below, and what is not known is said to be unknown. Sources: SimpleTuner's OmniGen quickstart,
+and what its OmniGen path (version 4.8) does when it is run and read.
+"""
+
+from __future__ import annotations
+
+import json
+import os.path
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from manifests.errors import UsageError
+from omnigen_pipe.config import (
+    DatasetConfig,
+    DatasetOptions,
+    LokrConfig,
+    LokrModuleConfig,
+    LokrPresetConfig,
+    ModelConfig,
+    PromptsConfig,
+    TrainConfig,
+    VaeConfig,
+    ValidationConfig,
+)
+from omnigen_pipe.starting.questions import from_workspace, valid_name
+
+Outcome = Literal[
+    "taken over",  # the same here
+    "changed",  # taken over, but it means or does something else here
+    "not needed",  # nothing here needs it
+    "without effect there",  # it did nothing there, and is not here
+    "not supported",  # it did something there that cannot be done here yet
+    "unknown",  # neither this converter nor this project knows it
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one key: `target` is the key here, where there is one."""
+
+    file: str
+    key: str
+    value: Any
+    outcome: Outcome
+    target: str | None = None
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as a JSON object."""
+        return dict(vars(self))
+
+
+@dataclass
+class Conversion:
+    """The configuration, shaped as `omnigen-pipe.toml` is, the report, and what else to know."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    report: list[Entry] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+#: Tables in which a key of config.json is looked for, in this order.
+_TABLES: dict[str, type[BaseModel]] = {
+    "train": TrainConfig,
+    "vae": VaeConfig,
+    "model": ModelConfig,
+    "validation": ValidationConfig,
+    "prompts": PromptsConfig,
+    "defaults": DatasetOptions,
+}
+
+#: Other spellings there of keys that exist here.
+_SPELLINGS = {
+    "checkpointing_steps": "checkpoint_step_interval",
+    "is_regularization_data": "is_regularisation_data",
+    "disable": "disabled",
+}
+
+#: Keys whose values are paths.
+_PATHS = {
+    "pretrained_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+    "user_prompt_library",
+    "instance_data_dir",
+}
+
+#: Values that switch an option off.
+_OFF = (None, "", "false", "none", "no", "no_change", "0", "0.0", "[]", "{}")
+
+#: Taken over, with a remark.
+_REMARKS = {
+    "optimizer": "here the same as `adamw`: adapter weights are float32 anyway",
+    "aspect_bucket_rounding": "there buckets depended on the order of files; here they do not",
+    "resume_from_checkpoint": "exact here; checkpoints of SimpleTuner cannot be read",
+    "is_regularisation_data": "towards the base model's own prediction, as there",
+    "repeats": "extra times per epoch, as there",
+    "tracker_run_name": "also the name of the run's folder, runs/NAME",
+    "minimum_image_size": "here every image that it leaves out is counted and listed",
+    "target_downsample_size": "here also without maximum_image_size",
+    "linear_dim": "at or above half of a factor's side, as 10000 is, it means full matrices",
+    "linear_alpha": "no effect, there or here, on full matrices",
+    "vae_batch_size": "changes speed and memory only",
+}
+
+#: Taken over, but not the same here.
+_CHANGES = {
+    "caption_dropout_probability": "there a dropped prompt is empty; here it is `<cfg>`, as "
+    "OmniGen was trained (caption_dropout_prompt)",
+    "maximum_image_size": "there only a switch for target_downsample_size; here a limit: larger "
+    "images are shrunk to target_downsample_size, or left out without it",
+}
+
+_CACHE = "latents are found by content here, in the workspace's latents/"
+_NOT_NEEDED = {
+    "model_type": "always an adapter",
+    "lora_type": "always LyCORIS",
+    "model_family": "always OmniGen",
+    "output_dir": "checkpoints and logs lie in the workspace's runs/NAME",
+    "logging_dir": "logs lie in the workspace's runs/NAME",
+    "cache_dir": "prompts and latents lie in the workspace; the hub's cache is set by HF_HOME",
+    "cache_dir_text": "there is no text encoder; token ids lie in manifests/prompts/",
+    "cache_dir_vae": _CACHE,
+    "vae_cache_ondemand": "`encode-vae` encodes before training, and only what is missing",
+    "vae_cache_scan_behaviour": _CACHE,
+    "vae_cache_preload": _CACHE,
+    "vae_cache_clear_each_epoch": _CACHE,
+    "preserve_data_backend_cache": _CACHE,
+    "compress_disk_cache": "latents are stored in float16",
+    "skip_file_discovery": "unchanged files are not opened again",
+    "metadata_backend": "`discover` reads the folder itself",
+    "metadata_update_interval": "`discover` publishes every 30 seconds",
+    "scan_for_errors": "`discover` lists every file that cannot be used",
+    "hash_filenames": "images are known by their content, not by their name",
+    "ignore_missing_files": "latents that are missing are named before training",
+    "delete_problematic_images": "nothing of yours is ever deleted; they are listed",
+    "delete_unwanted_images": "nothing of yours is ever deleted; they are listed",
+    "disable_benchmark": "no pictures of the base model are made before training",
+    "write_batch_size": "shards close by size and time",
+    "image_processing_batch_size": "headers are read first; decoding has its own threads",
+    "dataloader_prefetch": "batches are read from memory-mapped shards",
+    "dataloader_prefetch_qlen": "batches are read from memory-mapped shards",
+    "text_encoder_batch_size": "there is no text encoder",
+    "offload_during_startup": "VAE and transformer are never in memory together",
+    "allow_tf32": "latents do not depend on it: the VAE runs without",
+    "i_know_what_i_am_doing": "there is nothing to unlock",
+    "attention_mechanism": "PyTorch chooses; no mask is built",
+    "num_workers": "see decode_workers",
+    "max_workers": "see decode_workers",
+}
+
+_WITHOUT_EFFECT = {
+    "flow_schedule_shift": "OmniGen's schedule is fixed",
+    "flow_schedule_auto_shift": "OmniGen's schedule is fixed",
+    "flux_schedule_shift": "OmniGen's schedule is fixed",
+    "flux_schedule_auto_shift": "OmniGen's schedule is fixed",
+    "lora_rank": "the rank of a LoKr is linear_dim in lycoris_config.json",
+    "lora_alpha": "the alpha of a LoKr is linear_alpha in lycoris_config.json",
+    "lora_dropout": "not used by LyCORIS",
+}
+
+#: What cannot be done here yet, by the whole key or, with `*`, by its beginning.
+_NOT_SUPPORTED = {
+    "validation_*": "pictures are not made during training yet",
+    "num_validation_images": "pictures are not made during training yet",
+    "eval_*": "evaluation during training is not there yet",
+    "num_eval_images": "evaluation during training is not there yet",
+    "evaluation_type": "CLIP scores are not there yet",
+    "use_ema": "averaged weights are not there yet",
+    "ema_*": "averaged weights are not there yet",
+    "base_model_precision": "the base model is not quantised here yet",
+    "base_model_default_dtype": "see mixed_precision",
+    "quantize_*": "the base model is not quantised here yet",
+    "quantise_*": "the base model is not quantised here yet",
+    "webhook_*": "no webhooks here yet",
+    "push_*": "nothing is uploaded here yet",
+    "hub_*": "nothing is uploaded here yet",
+    "model_card_*": "nothing is uploaded here yet",
+    "tracker_project_name": "TensorBoard knows no projects",
+    "scheduled_sampling_*": "no rollout here yet (and for OmniGen none happened there)",
+    "vae_cache_disable": "latents always go through shards here",
+    "max_upscale_threshold": "`upscale` enlarges all small images or none",
+    "deepspeed_config": "no DeepSpeed here",
+    "fsdp_*": "no FSDP here",
+    "gradient_precision": "gradients of the adapter are float32",
+    "snr_gamma": "the loss is OmniGen's own",
+    "loss_type": "the loss is OmniGen's own",
+    "optimizer_config": "only AdamW's own options here, as adam_beta1 and so on",
+    "lr_end": "the schedule is constant here",
+    "lr_power": "the schedule is constant here",
+    "lr_num_cycles": "the schedule is constant here",
+    "ignore_final_epochs": "max_train_steps ends the training",
+    "caption_filter_list": "captions are taken as they are",
+    "probability": "samples are drawn by `repeats` only",
+    "start_epoch": "every dataset takes part from the start",
+    "start_step": "every dataset takes part from the start",
+    "conditioning_*": "no conditioning data here yet",
+    "masked_loss_*": "no masked loss here yet",
+    "fallback_caption_column": "a missing caption is listed as such",
+    "width_column": "sizes are read from the images",
+    "height_column": "sizes are read from the images",
+    "identifier_includes_extension": "paths in the table must be whole",
+    "train_text_encoder": "there is no text encoder",
+    "controlnet*": "no ControlNet here",
+    "dropout": "not offered: it does nothing in LoKr as it is used here",
+    "rank_dropout": "not offered: it does nothing in LoKr as it is used here",
+    "module_dropout": "not there yet",
+    "use_tucker": "for convolutions, of which OmniGen's transformer has none to adapt",
+    "unet_target_module": "use target_module",
+    "target_name": "modules are chosen by class here",
+    "name_algo_map": "modules are chosen by class here",
+}
+
+
+def convert(
+    config_file: Path,
+    root: Path,
+    *,
+    dataloader: Path | None = None,
+    lycoris: Path | None = None,
+    base: Path | None = None,
+) -> Conversion:
+    """Convert SimpleTuner's files for a workspace at `root`.
+
+    `dataloader` and `lycoris` name the other two files where config.json does not, or where they
+    lie elsewhere. Relative paths in the files start at `base`; by default that is the folder
+    from which config.json's own references lead to files, else config.json's parent folder when
+    it is named `config`. Raises `UsageError` for a file that is missing or cannot be read.
+    """
+    config_file = Path(os.path.abspath(config_file))
+    raw = _read(config_file, dict)
+    named = {_name(key): value for key, value in raw.items()}
+    if str(named.get("model_family", "omnigen")) != "omnigen":
+        raise UsageError(
+            f"{config_file}: model_family is {named['model_family']!r}, and only omnigen can be "
+            "converted."
+        )
+    found_dataloader = dataloader or _find(
+        config_file, named, "data_backend_config", "--dataloader"
+    )
+    found_lycoris = lycoris or _find(config_file, named, "lycoris_config", "--lycoris")
+    if base is None:
+        base = _base(config_file, named, (found_dataloader, found_lycoris))
+    base = Path(os.path.abspath(base))
+
+    conversion = Conversion()
+    where = _Where(root, base)
+    _convert_config(conversion, config_file, raw, where, found_dataloader, found_lycoris)
+    if found_dataloader is None:
+        raise UsageError(
+            f"{config_file} has no data_backend_config. Name the dataloader's JSON file with "
+            "--dataloader."
+        )
+    _convert_dataloader(conversion, found_dataloader, where)
+    if found_lycoris is not None:
+        _convert_lycoris(conversion, found_lycoris)
+    _add_notes(conversion, base, found_lycoris)
+    return conversion
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where paths start: in the files at `base`, in the new configuration at `root`."""
+
+    root: Path
+    base: Path
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {path}.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(raw, kind):
+        wanted = "an object" if kind is dict else "a list of datasets"
+        raise UsageError(f"{path} must hold {wanted}, but holds a {type(raw).__name__}.")
+    return raw
+
+
+def _name(key: str) -> str:
+    """An option's name without the dashes of a command line."""
+    return key.lstrip("-").replace("-", "_")
+
+
+def _find(config_file: Path, named: dict[str, Any], key: str, option: str) -> Path | None:
+    """The file that `key` of config.json names: from any of its folders, else beside it."""
+    value = named.get(key)
+    if not value:
+        return None
+    text = Path(str(value)).expanduser()
+    places = [folder / text for folder in config_file.parents]
+    places.append(config_file.parent / text.name)
+    for place in places:
+        if place.is_file():
+            return place
+    raise UsageError(
+        f"{config_file}: {key} names {value}, which is neither there from {config_file.parent} or "
+        f"a folder above it, nor beside config.json. Name the file with {option}."
+    )
+
+
+def _base(config_file: Path, named: dict[str, Any], found: tuple[Path | None, ...]) -> Path:
+    """SimpleTuner's working folder: from where config.json's references lead to `found`."""
+    for key, path in zip(("data_backend_config", "lycoris_config"), found, strict=True):
+        value = named.get(key)
+        for folder in config_file.parents:
+            if path is not None and value and folder / str(value) == path:
+                return folder
+    folder = config_file.parent
+    return folder.parent if folder.name == "config" else folder
+
+
+def _is_off(value: Any) -> bool:
+    return value in (False, 0) or (value if value is None else str(value).lower()) in _OFF
+
+
+def _matching(table: dict[str, str], name: str) -> str | None:
+    """The note of `table` for `name`: of the key itself, else of a beginning with `*`."""
+    if name in table:
+        return table[name]
+    for pattern, note in table.items():
+        if pattern.endswith("*") and name.startswith(pattern[:-1]):
+            return note
+    return None
+
+
+def _checked(info: FieldInfo, value: Any) -> Any:
+    """`value`, often a text there, as the field's type; raises `ValidationError`."""
+    annotation = info.annotation
+    if (annotation is str or str in get_args(annotation)) and isinstance(value, (int, float)):
+        value = str(value)
+    kind: Any = annotation
+    if info.metadata:
+        kind = Annotated.__class_getitem__((annotation, *info.metadata))  # type: ignore[attr-defined]
+    return TypeAdapter(kind).validate_python(value)
+
+
+def _refusal(error: ValidationError, info: FieldInfo) -> str:
+    """Why a value cannot be taken over, and what holds instead."""
+    default = info.get_default(call_default_factory=True, validated_data={})
+    return f"not possible here yet: {error.errors()[0]['msg'].lower()}; here {default!r} holds"
+
+
+class _File:
+    """Collects the entries of one file."""
+
+    def __init__(self, conversion: Conversion, path: Path, prefix: str = "") -> None:
+        self.report = conversion.report
+        self.file = path.name
+        self.prefix = prefix
+
+    def add(
+        self, key: str, value: Any, outcome: Outcome, target: str | None = None, note: str = ""
+    ) -> None:
+        self.report.append(Entry(self.file, self.prefix + key, value, outcome, target, note))
+
+    def take(
+        self,
+        key: str,
+        value: Any,
+        table: dict[str, Any],
+        target: str,
+        info: FieldInfo,
+        where: _Where,
+    ) -> None:
+        """Take `value` over as `target`, the key of `table` that `info` describes."""
+        name = target.rsplit(".", 1)[-1]
+        if value is None or (value == "" and name != "validation_negative_prompt"):
+            self.add(key, value, "not needed", None, "empty there; the default holds here")
+            return
+        notes = []
+        outcome: Outcome = "taken over"
+        if name in ("tracker_run_name", "id") and valid_name(str(value)) != str(value):
+            notes.append("characters that a name cannot hold here are replaced")
+            outcome, value_here = "changed", valid_name(str(value))
+        else:
+            value_here = _respelled(name, value)
+            if value_here != value:
+                notes.append(f"{value_here} here")
+        try:
+            value_here = _checked(info, value_here)
+        except ValidationError as error:
+            self.add(key, value, "not supported", target, _refusal(error, info))
+            return
+        if name in _PATHS and isinstance(value_here, str):
+            value_here, note = _moved(name, value_here, where)
+            notes += [note] if note else []
+        if name in _CHANGES and not _is_off(value):
+            outcome = "changed"
+            notes.append(_CHANGES[name])
+        elif name in _REMARKS and not _is_off(value):
+            notes.append(_REMARKS[name])
+        table[name] = value_here
+        self.add(key, value, outcome, target, "; ".join(notes))
+
+    def leave(self, key: str, value: Any) -> None:
+        """Report a key that has no place here."""
+        name = _name(key)
+        if (note := _matching(_NOT_NEEDED, name)) is not None:
+            self.add(key, value, "not needed", None, note)
+        elif (note := _matching(_WITHOUT_EFFECT, name)) is not None:
+            self.add(key, value, "without effect there", None, note)
+        elif (note := _matching(_NOT_SUPPORTED, name)) is not None:
+            if _is_off(value):
+                self.add(key, value, "not needed", None, f"off there; {note}")
+            else:
+                self.add(key, value, "not supported", None, note)
+        else:
+            self.add(key, value, "unknown", None, "no such option here")
+
+
+def _respelled(name: str, value: Any) -> Any:
+    """A value that has another name here."""
+    if name == "caption_strategy" and value == "instance_prompt":
+        return "instanceprompt"
+    if name == "lr_scheduler" and value == "constant_with_warmup":
+        return "constant"
+    if name == "resume_from_checkpoint" and str(value).lower() in ("false", "no"):
+        return "none"
+    return value
+
+
+def _moved(name: str, path: str, where: _Where) -> tuple[str, str]:
+    """A path as it is written here, and what to say about it."""
+    if "://" in path:
+        return path, ""
+    absolute = where.base / Path(path).expanduser()
+    if name.startswith("pretrained_") and not absolute.exists() and path.count("/") == 1:
+        return path, ""  # a hub id
+    moved = from_workspace(path, where.root, where.base)
+    notes = [f"{moved} here"] if moved != path else []
+    if not absolute.exists():
+        notes.append(f"there is nothing at {absolute} now")
+    return moved, "; ".join(notes)
+
+
+def _convert_config(
+    conversion: Conversion,
+    path: Path,
+    raw: dict[str, Any],
+    where: _Where,
+    dataloader: Path | None,
+    lycoris: Path | None,
+) -> None:
+    file = _File(conversion, path)
+    named = {_name(key): value for key, value in raw.items()}
+    for key, value in raw.items():
+        name = _SPELLINGS.get(_name(key), _name(key))
+        if name == "data_backend_config":
+            file.add(key, value, "taken over", "[[dataset]]", f"read from {dataloader}")
+        elif name == "lycoris_config" and lycoris is not None:
+            file.add(key, value, "taken over", "[lokr]", f"read from {lycoris}")
+        elif name == "model_type" and str(value) != "lora":
+            file.add(key, value, "not supported", None, "only adapters are trained here")
+        elif name == "lora_type" and str(value) != "lycoris":
+            file.add(key, value, "not supported", None, "only LyCORIS LoKr is trained here")
+        elif name == "resume_from_checkpoint" and str(value).lower() not in (*_OFF, "latest"):
+            file.add(key, value, "not supported", None, "checkpoints of SimpleTuner cannot be read")
+        elif name == "lr_warmup_steps" and str(named.get("lr_scheduler")) == "constant":
+            info = TrainConfig.model_fields[name]
+            file.take(
+                key, value, conversion.values.setdefault("train", {}), f"train.{name}", info, where
+            )
+            _amend_warmup(conversion)
+        else:
+            for table, model in _TABLES.items():
+                if name in model.model_fields:
+                    values = conversion.values.setdefault(table, {})
+                    info = model.model_fields[name]
+                    file.take(key, value, values, f"{table}.{name}", info, where)
+                    break
+            else:
+                file.leave(key, value)
+
+
+def _amend_warmup(conversion: Conversion) -> None:
+    """Say that warm-up has an effect here, where `lr_scheduler = constant` ignored it there."""
+    entry = conversion.report[-1]
+    if entry.outcome == "taken over" and not _is_off(entry.value):
+        conversion.report[-1] = Entry(
+            entry.file,
+            entry.key,
+            entry.value,
+            "changed",
+            entry.target,
+            "without effect there with lr_scheduler = constant; here the rate does rise over "
+            "these steps. Set it to 0 for what happened there",
+        )
+
+
+def _convert_dataloader(conversion: Conversion, path: Path, where: _Where) -> None:
+    datasets: list[dict[str, Any]] = []
+    for position, raw in enumerate(_read(path, list)):
+        if not isinstance(raw, dict):
+            raise UsageError(f"{path}: entry {position} is not an object but {raw!r}.")
+        name = str(raw.get("id", position))
+        file = _File(conversion, path, f"{name}: ")
+        kind = str(raw.get("dataset_type", "image"))
+        source = str(raw.get("type", "local"))
+        if kind in ("text_embeds", "image_embeds"):
+            for key, value in raw.items():
+                file.add(key, value, "not needed", None, f"{kind}: the workspace holds its own")
+        elif kind not in get_args(DatasetConfig.model_fields["dataset_type"].annotation):
+            for key, value in raw.items():
+                file.add(key, value, "not supported", None, f"no datasets of type {kind} here")
+        elif source not in ("local", "huggingface"):
+            for key, value in raw.items():
+                file.add(key, value, "not supported", None, f"no datasets from {source} here")
+        else:
+            datasets.append(_convert_dataset(file, raw, where, position))
+    conversion.values["dataset"] = datasets
+
+
+def _convert_dataset(
+    file: _File, raw: dict[str, Any], where: _Where, position: int
+) -> dict[str, Any]:
+    dataset: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = _SPELLINGS.get(_name(key), _name(key))
+        target = f"dataset.{name}"
+        if name == "dataset_name" and raw.get("type") == "huggingface":
+            dataset["instance_data_dir"] = f"hf://datasets/{value}"
+            file.add(
+                key, value, "taken over", "dataset.instance_data_dir", dataset["instance_data_dir"]
+            )
+        elif name == "only_instance_prompt" and not _is_off(value):
+            dataset["caption_strategy"] = "instanceprompt"
+            file.add(key, value, "changed", "dataset.caption_strategy", "instanceprompt here")
+        elif name == "disable_multiline_split" and not _is_off(value):
+            dataset["textfile_lines"] = "join"
+            file.add(key, value, "changed", "dataset.textfile_lines", "join here")
+        elif name == "parquet" and isinstance(value, dict):
+            _convert_parquet(file, value, dataset, where)
+        elif name == "metadata_backend" and value == "parquet":
+            dataset["type"] = "list"
+            file.add(key, value, "changed", "dataset.type", "list here: the table names the images")
+        elif name == "type" and value == "local" and raw.get("metadata_backend") == "parquet":
+            file.add(key, value, "changed", "dataset.type", "list here: the table names the images")
+        elif name in DatasetConfig.model_fields:
+            file.take(key, value, dataset, target, DatasetConfig.model_fields[name], where)
+        else:
+            file.leave(key, value)
+    dataset.setdefault("id", f"dataset-{position}")
+    if dataset.get("instance_data_dir") is None:
+        raise UsageError(
+            f"{file.file}: the dataset `{dataset['id']}` has no instance_data_dir. Add it there."
+        )
+    return dataset
+
+
+def _convert_parquet(
+    file: _File, table: dict[str, Any], dataset: dict[str, Any], where: _Where
+) -> None:
+    """The `parquet` object of a dataset: which table, and which of its columns."""
+    columns = {"filename_column": "path_column", "caption_column": "caption_column"}
+    for key, value in table.items():
+        if key == "path":
+            moved, note = _moved("list_file", str(value), where)
+            dataset["list_file"] = moved
+            file.add(f"parquet.{key}", value, "taken over", "dataset.list_file", note)
+        elif key in columns and isinstance(value, str):
+            dataset[columns[key]] = value
+            file.add(f"parquet.{key}", value, "taken over", f"dataset.{columns[key]}")
+        else:
+            note = _NOT_SUPPORTED.get(key, "no such option here")
+            file.add(f"parquet.{key}", value, "not supported", None, note)
+
+
+def _convert_lycoris(conversion: Conversion, path: Path) -> None:
+    raw = _read(path, dict)
+    file = _File(conversion, path)
+    lokr: dict[str, Any] = {}
+    where = _Where(path.parent, path.parent)
+    for key, value in raw.items():
+        if key == "apply_preset" and isinstance(value, dict):
+            preset = lokr.setdefault("apply_preset", {})
+            _convert_preset(_File(conversion, path, "apply_preset."), value, preset)
+        elif key in LokrConfig.model_fields and key != "apply_preset":
+            file.take(key, value, lokr, f"lokr.{key}", LokrConfig.model_fields[key], where)
+        else:
+            file.leave(key, value)
+    conversion.values["lokr"] = lokr
+
+
+def _convert_preset(file: _File, raw: dict[str, Any], preset: dict[str, Any]) -> None:
+    for key, value in raw.items():
+        target = f"lokr.apply_preset.{key}"
+        if key == "target_module" and isinstance(value, list):
+            preset[key] = value
+            if "FeedForward" in value:
+                file.add(
+                    key,
+                    value,
+                    "changed",
+                    target,
+                    "there FeedForward matched nothing and only attention was trained; here it "
+                    "means OmniGenFeedForward. Take it out for the smaller adapter",
+                )
+            else:
+                file.add(key, value, "taken over", target)
+        elif key == "module_algo_map" and isinstance(value, dict):
+            preset[key] = {
+                module: _convert_module(file, f"{key}.{module}", options)
+                for module, options in value.items()
+            }
+        elif key in LokrPresetConfig.model_fields:
+            file.add(key, value, "not supported", None, "not of the form that it has there")
+        else:
+            file.leave(key, value)
+
+
+def _convert_module(file: _File, place: str, options: Any) -> dict[str, Any]:
+    """The options of one class of modules."""
+    converted: dict[str, Any] = {}
+    if not isinstance(options, dict):
+        file.add(place, options, "not supported", None, "not an object")
+        return converted
+    for key, value in options.items():
+        if key in LokrModuleConfig.model_fields:
+            converted[key] = value
+            file.add(f"{place}.{key}", value, "taken over", f"lokr.apply_preset.{place}.{key}")
+        elif key == "algo" and value == "lokr":
+            file.add(f"{place}.{key}", value, "not needed", None, "always lokr")
+        else:
+            file.add(f"{place}.{key}", value, "not supported", None, "no such option per module")
+    return converted
+
+
+def _add_notes(conversion: Conversion, base: Path, lycoris: Path | None) -> None:
+    """What concerns no single key."""
+    values, notes = conversion.values, conversion.notes
+    notes.append(
+        f"Relative paths in the files were taken from {base}, as SimpleTuner's working folder "
+        "(--relative-to names another one). Paths that lead out of the workspace are absolute."
+    )
+    notes.append(
+        "There, images smaller than their bucket are enlarged; here they are left out, and "
+        "counted, unless upscale = true."
+    )
+    train = values.get("train", {})
+    if not train.get("max_train_steps") and not train.get("num_train_epochs"):
+        notes.append("Neither max_train_steps nor num_train_epochs is set: set one.")
+    unset = [
+        f"{name} = {info.default}"
+        for name, info in TrainConfig.model_fields.items()
+        if name in _DEFAULTS_DIFFER and name not in train
+    ]
+    if unset:
+        notes.append(
+            "Not in the files, so with this project's defaults, which may not be SimpleTuner's: "
+            + ", ".join(unset)
+            + "."
+        )
+    if lycoris is None:
+        notes.append("No lycoris_config.json was named: [lokr] has its defaults.")
+    if not values["dataset"]:
+        notes.append("No dataset could be converted: add one under [[dataset]].")
+
+
+#: Settings that change what is learned, and whose defaults are not the same in both projects.
+_DEFAULTS_DIFFER = (
+    "seed",
+    "train_batch_size",
+    "learning_rate",
+    "lr_warmup_steps",
+    "max_grad_norm",
+    "grad_clip_method",
+    "mixed_precision",
+    "caption_dropout_probability",
+    "adam_weight_decay",
+)

@@ -1,0 +1,385 @@
+"""The guide's three files are converted, and no key of them is dropped without a word."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from manifests.errors import UsageError
+from omnigen_pipe import config
+from omnigen_pipe.starting.configuration_file import write
+from omnigen_pipe.starting.simpletuner import Conversion, Entry, Outcome, convert
+
+GUIDE = Path(__file__).resolve().parents[3] / "shared" / "seed" / "omnigen-quickstart.pt.md"
+
+#: The keys of the guide's files, and what must become of them.
+CONFIG_OUTCOMES: dict[str, tuple[Any, Outcome]] = {
+    "validation_torch_compile": ("false", "not needed"),
+    "validation_step_interval": (200, "not supported"),
+    "validation_seed": (42, "not supported"),
+    "validation_resolution": ("1024x1024", "not supported"),
+    "validation_prompt": ("A photo-realistic image of a cat", "taken over"),
+    "validation_num_inference_steps": ("20", "not supported"),
+    "validation_guidance": (2.0, "not supported"),
+    "validation_guidance_rescale": ("0.0", "not needed"),
+    "vae_cache_ondemand": (True, "not needed"),
+    "vae_batch_size": (1, "taken over"),
+    "train_batch_size": (1, "taken over"),
+    "tracker_run_name": ("eval_loss_test1", "taken over"),
+    "seed": (42, "taken over"),
+    "resume_from_checkpoint": ("latest", "taken over"),
+    "resolution": (1024, "taken over"),
+    "resolution_type": ("pixel_area", "taken over"),
+    "report_to": ("tensorboard", "taken over"),
+    "output_dir": ("output/models-omnigen", "not needed"),
+    "optimizer": ("adamw_bf16", "taken over"),
+    "num_train_epochs": (0, "taken over"),
+    "num_eval_images": (1, "not supported"),
+    "model_type": ("lora", "not needed"),
+    "model_family": ("omnigen", "not needed"),
+    "mixed_precision": ("bf16", "taken over"),
+    "minimum_image_size": (0, "taken over"),
+    "max_train_steps": (10000, "taken over"),
+    "max_grad_norm": (0.01, "taken over"),
+    "lycoris_config": ("config/lycoris_config.json", "taken over"),
+    "lr_warmup_steps": (100, "changed"),
+    "lr_scheduler": ("constant", "taken over"),
+    "lora_type": ("lycoris", "not needed"),
+    "learning_rate": ("4e-5", "taken over"),
+    "gradient_checkpointing": ("true", "taken over"),
+    "grad_clip_method": ("value", "taken over"),
+    "eval_steps_interval": (100, "not supported"),
+    "disable_benchmark": (False, "not needed"),
+    "data_backend_config": ("config/omnigen/multidatabackend.json", "taken over"),
+    "checkpoints_total_limit": (5, "taken over"),
+    "checkpoint_step_interval": (500, "taken over"),
+    "caption_dropout_probability": (0.0, "taken over"),
+    "base_model_precision": ("no_change", "not needed"),
+    "aspect_bucket_rounding": (2, "taken over"),
+}
+CONFIG = {key: value for key, (value, _) in CONFIG_OUTCOMES.items()}
+
+REGULARISATION: dict[str, Any] = {
+    "id": "pseudo-camera-10k-omnigen",
+    "type": "local",
+    "crop": True,
+    "crop_aspect": "square",
+    "crop_style": "center",
+    "resolution": 512,
+    "minimum_image_size": 512,
+    "maximum_image_size": 512,
+    "target_downsample_size": 512,
+    "resolution_type": "pixel_area",
+    "cache_dir_vae": "cache/vae/omnigen/pseudo-camera-10k",
+    "instance_data_dir": "datasets/pseudo-camera-10k",
+    "disabled": False,
+    "skip_file_discovery": "",
+    "caption_strategy": "filename",
+    "metadata_backend": "discovery",
+    "repeats": 0,
+    "is_regularisation_data": True,
+}
+SUBJECT: dict[str, Any] = {
+    "id": "dreambooth-subject",
+    "type": "local",
+    "crop": False,
+    "resolution": 1024,
+    "instance_data_dir": "datasets/dreambooth-subject",
+    "caption_strategy": "instanceprompt",
+    "instance_prompt": "the name of your subject goes here",
+    "metadata_backend": "discovery",
+    "repeats": 1000,
+    "vae_cache_clear_each_epoch": False,
+}
+EVAL: dict[str, Any] = {
+    "id": "omnigen-eval",
+    "type": "local",
+    "dataset_type": "eval",
+    "instance_data_dir": "/datasets/test_datasets/squares",
+    "caption_strategy": "filename",
+}
+TEXT: dict[str, Any] = {
+    "id": "text-embeds",
+    "type": "local",
+    "dataset_type": "text_embeds",
+    "default": True,
+    "cache_dir": "cache/text/omnigen",
+    "disabled": False,
+    "write_batch_size": 128,
+}
+LYCORIS: dict[str, Any] = {
+    "algo": "lokr",
+    "multiplier": 1.0,
+    "linear_dim": 10000,
+    "linear_alpha": 1,
+    "factor": 16,
+    "apply_preset": {
+        "target_module": ["Attention", "FeedForward"],
+        "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}},
+    },
+}
+
+
+def lay_out(
+    folder: Path,
+    main: dict[str, Any] | None = None,
+    datasets: list[dict[str, Any]] | None = None,
+    lycoris: dict[str, Any] | None = None,
+) -> Path:
+    """SimpleTuner's folder as the guide describes it; returns config.json's path."""
+    (folder / "config" / "omnigen").mkdir(parents=True)
+    (folder / "config" / "config.json").write_text(json.dumps(CONFIG if main is None else main))
+    dataloader = [REGULARISATION, SUBJECT, EVAL, TEXT] if datasets is None else datasets
+    (folder / "config" / "omnigen" / "multidatabackend.json").write_text(json.dumps(dataloader))
+    adapter = json.dumps(LYCORIS if lycoris is None else lycoris)
+    (folder / "config" / "lycoris_config.json").write_text(adapter)
+    return folder / "config" / "config.json"
+
+
+def loaded(conversion: Conversion, root: Path) -> config.Config:
+    return config.load(write(root, conversion.values))
+
+
+def entries(conversion: Conversion, file: str) -> dict[str, Entry]:
+    found = [entry for entry in conversion.report if entry.file == file]
+    by_key = {entry.key: entry for entry in found}
+    assert len(by_key) == len(found), "every key has one entry"
+    return by_key
+
+
+def flattened(raw: dict[str, Any], prefix: str = "") -> set[str]:
+    """The keys of an object with those of the objects in it, as the report names them."""
+    keys = set()
+    for key, value in raw.items():
+        keys |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
+
+
+def test_every_key_of_the_guides_config_has_its_outcome(tmp_path: Path) -> None:
+    conversion = convert(lay_out(tmp_path / "st"), tmp_path / "ws")
+    found = entries(conversion, "config.json")
+    assert {key: (e.value, e.outcome) for key, e in found.items()} == CONFIG_OUTCOMES
+    for entry in conversion.report:
+        assert entry.target or entry.note, f"{entry.key}: neither where to nor why not"
+        assert (entry.target is not None) >= (entry.outcome in ("taken over", "changed"))
+
+
+def test_every_key_of_the_other_files_has_an_outcome(tmp_path: Path) -> None:
+    conversion = convert(lay_out(tmp_path / "st"), tmp_path / "ws")
+    dataloader = entries(conversion, "multidatabackend.json")
+    for dataset in (REGULARISATION, SUBJECT, EVAL, TEXT):
+        for key in dataset:
+            assert dataloader[f"{dataset['id']}: {key}"].outcome != "unknown"
+    assert {e.outcome for k, e in dataloader.items() if k.startswith("text-embeds")} == {
+        "not needed"
+    }
+    lycoris = entries(conversion, "lycoris_config.json")
+    assert set(lycoris) == flattened(LYCORIS)
+    assert lycoris["apply_preset.target_module"].outcome == "changed"
+    assert "OmniGenFeedForward" in lycoris["apply_preset.target_module"].note
+
+
+def test_the_values_arrive(tmp_path: Path) -> None:
+    root = tmp_path / "ws"
+    converted = loaded(convert(lay_out(tmp_path / "st"), root), root)
+    train = converted.train
+    assert (train.learning_rate, train.max_train_steps, train.seed) == (4e-5, 10000, 42)
+    assert (train.max_grad_norm, train.grad_clip_method) == (0.01, "value")
+    assert train.gradient_checkpointing is True
+    assert (train.checkpoints_total_limit, train.checkpoint_step_interval) == (5, 500)
+    assert (train.tracker_run_name, train.caption_dropout_probability) == ("eval_loss_test1", 0)
+    assert converted.vae.vae_batch_size == 1
+    assert converted.validation.validation_prompt == "A photo-realistic image of a cat"
+    assert converted.lokr == config.LokrConfig.model_validate(LYCORIS)
+    regularisation, subject, evaluation = converted.datasets
+    assert [d.split for d in converted.datasets] == ["regularisation", "train", "eval"]
+    assert (regularisation.crop, regularisation.resolution) == (True, 512)
+    assert (subject.repeats, subject.instance_prompt) == (1000, SUBJECT["instance_prompt"])
+    assert evaluation.resolution == 1024, "from config.json's top level, through [defaults]"
+    assert subject.instance_data_dir == str(tmp_path / "st/datasets/dreambooth-subject")
+    assert evaluation.instance_data_dir == "/datasets/test_datasets/squares"
+
+
+def test_the_guide_itself(tmp_path: Path) -> None:
+    if not GUIDE.is_file():
+        pytest.skip(f"the quickstart is not at {GUIDE}")
+    blocks = []
+    for text in re.findall(r"```json\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL):
+        if not text.lstrip().startswith('"'):  # one block is a line to add to config.json
+            blocks.append(json.loads(text))
+    (main,) = (b for b in blocks if "model_family" in b)
+    (lycoris,) = (b for b in blocks if "algo" in b)
+    previews = next(b for b in blocks if "validation_preview" in b)
+    library = next(b for b in blocks if "woman" in b)
+    dataloaders = [b for b in blocks if isinstance(b, list)]
+    assert len(dataloaders) == 2
+    for number, datasets in enumerate(dataloaders):
+        folder, root = tmp_path / f"st{number}", tmp_path / f"ws{number}"
+        main = {**main, **previews, "--user_prompt_library": "config/user_prompt_library.json"}
+        path = lay_out(folder, main, datasets, lycoris)
+        (folder / "config" / "user_prompt_library.json").write_text(json.dumps(library))
+        conversion = convert(path, root)
+        keys = {(e.file, e.key) for e in conversion.report}
+        expected = {("config.json", key) for key in main}
+        expected |= {
+            ("multidatabackend.json", f"{dataset['id']}: {key}")
+            for dataset in datasets
+            for key in dataset
+        }
+        expected |= {("lycoris_config.json", key) for key in flattened(lycoris)}
+        assert keys == expected
+        assert {e.outcome for e in conversion.report} <= set(get_args(Outcome)) - {"unknown"}
+        converted = loaded(conversion, root)
+        text_embeds = [d for d in datasets if d.get("dataset_type") == "text_embeds"]
+        assert len(converted.dataset) == len(datasets) - len(text_embeds)
+        assert converted.validation.user_prompt_library == str(
+            folder / "config/user_prompt_library.json"
+        )
+
+
+def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
+    """The entry of the first option, and the configuration, of a small config.json."""
+    base = {"data_backend_config": "config/omnigen/multidatabackend.json"}
+    conversion = convert(lay_out(tmp_path / "st", {**options, **base}, [SUBJECT]), tmp_path / "ws")
+    return conversion.report[0], loaded(conversion, tmp_path / "ws")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "outcome", "note"),
+    [
+        ("use_ema", "true", "not supported", "averaged"),
+        ("use_ema", False, "not needed", "off there"),
+        ("optimizer", "bnb-lion8bit-paged", "not supported", "'adamw' holds"),
+        ("lr_scheduler", "polynomial", "not supported", "'constant' holds"),
+        ("report_to", "wandb", "not supported", "tensorboard"),
+        ("base_model_precision", "int8-quanto", "not supported", "quantised"),
+        ("quantize_via", "cpu", "not supported", "quantised"),
+        ("push_to_hub", True, "not supported", "uploaded"),
+        ("lora_type", "standard", "not supported", "LyCORIS"),
+        ("model_type", "full", "not supported", "adapters"),
+        ("flow_schedule_shift", 3, "without effect there", "fixed"),
+        ("vae_cache_disable", "true", "not supported", "shards"),
+        ("resume_from_checkpoint", "checkpoint-500", "not supported", "cannot be read"),
+        ("never_heard_of", 1, "unknown", "no such option"),
+        ("train_batch_size", "many", "not supported", "1 holds"),
+        ("tracker_run_name", "my run / 2", "changed", "my-run-2"),
+        ("lr_scheduler", "constant_with_warmup", "taken over", "constant here"),
+    ],
+)
+def test_options_of_their_own_kind(
+    tmp_path: Path, key: str, value: Any, outcome: str, note: str
+) -> None:
+    entry, converted = one(tmp_path, **{key: value})
+    assert (entry.key, entry.value, entry.outcome) == (key, value, outcome)
+    shown = f"{entry.note} {converted.train.tracker_run_name}"
+    assert note in shown
+
+
+@pytest.mark.parametrize("key", ["--learning_rate", "--learning-rate", "learning_rate"])
+def test_dashes_and_texts_are_normalised(tmp_path: Path, key: str) -> None:
+    entry, converted = one(tmp_path, **{key: "4e-5"})
+    assert (entry.key, entry.target) == (key, "train.learning_rate")
+    assert converted.train.learning_rate == 4e-5
+
+
+def test_warm_up_is_taken_as_it_is_where_it_had_an_effect(tmp_path: Path) -> None:
+    entry, converted = one(tmp_path, lr_warmup_steps="7", lr_scheduler="constant_with_warmup")
+    assert entry.outcome == "taken over"
+    assert converted.train.lr_warmup_steps == 7
+
+
+def test_dropout_differs_only_when_there_is_some(tmp_path: Path) -> None:
+    entry, converted = one(tmp_path, caption_dropout_probability="0.1")
+    assert entry.outcome == "changed"
+    assert "<cfg>" in entry.note
+    assert converted.train.caption_dropout_probability == 0.1
+
+
+def test_datasets_of_other_kinds(tmp_path: Path) -> None:
+    datasets = [
+        {**SUBJECT, "id": "cond", "dataset_type": "conditioning"},
+        {**SUBJECT, "id": "bucket", "type": "aws"},
+        {"id": "hub", "type": "huggingface", "dataset_name": "owner/photos"},
+        {
+            **SUBJECT,
+            "id": "table one",
+            "caption_strategy": "parquet",
+            "metadata_backend": "parquet",
+            "parquet": {
+                "path": "datasets/captions.parquet",
+                "filename_column": "file",
+                "caption_column": "text",
+                "width_column": "w",
+            },
+        },
+    ]
+    path = lay_out(tmp_path / "st", None, datasets)
+    conversion = convert(path, tmp_path / "ws")
+    found = entries(conversion, "multidatabackend.json")
+    assert {e.outcome for k, e in found.items() if k.startswith(("cond:", "bucket:"))} == {
+        "not supported"
+    }
+    assert found["table one: parquet.width_column"].outcome == "not supported"
+    hub, table = loaded(conversion, tmp_path / "ws").dataset
+    assert (hub.source, hub.instance_data_dir) == ("huggingface", "hf://datasets/owner/photos")
+    assert (table.id, table.source) == ("table-one", "list")
+    assert table.list_file == str(tmp_path / "st/datasets/captions.parquet")
+    assert (table.path_column, table.caption_column) == ("file", "text")
+
+
+def test_files_beside_each_other_and_named_files(tmp_path: Path) -> None:
+    st, root = tmp_path / "flat", tmp_path / "ws"
+    st.mkdir()
+    (st / "config.json").write_text(json.dumps(CONFIG))
+    (st / "multidatabackend.json").write_text(json.dumps([SUBJECT]))
+    (st / "lycoris_config.json").write_text(json.dumps(LYCORIS))
+    beside = convert(st / "config.json", root)
+    assert beside.values["dataset"][0]["instance_data_dir"] == str(
+        st / "datasets/dreambooth-subject"
+    )
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (st / "multidatabackend.json").rename(elsewhere / "data.json")
+    with pytest.raises(UsageError, match="--dataloader"):
+        convert(st / "config.json", root)
+    named = convert(st / "config.json", root, dataloader=elsewhere / "data.json")
+    assert named.values == beside.values
+    moved = convert(
+        st / "config.json", root, dataloader=elsewhere / "data.json", base=tmp_path / "ws"
+    )
+    assert moved.values["dataset"][0]["instance_data_dir"] == "datasets/dreambooth-subject"
+    assert any("working folder" in note for note in moved.notes)
+
+
+def test_what_is_not_in_the_files_is_said(tmp_path: Path) -> None:
+    path = lay_out(tmp_path / "st", {}, [])
+    with pytest.raises(UsageError, match="--dataloader"):
+        convert(path, tmp_path / "ws")
+    dataloader = tmp_path / "st/config/omnigen/multidatabackend.json"
+    notes = " ".join(convert(path, tmp_path / "ws", dataloader=dataloader).notes)
+    for words in ("set one", "learning_rate = 0.0001", "No lycoris_config", "No dataset"):
+        assert words in notes
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "cannot be read as JSON"),
+        ("config.json", "[]", "must hold an object"),
+        ("config.json", '{"model_family": "flux"}', "only omnigen"),
+        ("omnigen/multidatabackend.json", "{}", "a list of datasets"),
+        ("omnigen/multidatabackend.json", '[{"id": "x"}]', "instance_data_dir"),
+        ("lycoris_config.json", "nothing", "cannot be read as JSON"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = lay_out(tmp_path / "st")
+    (tmp_path / "st" / "config" / name).write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        convert(path, tmp_path / "ws")
+    assert Path(name).name in str(caught.value)
