@@ -61,17 +61,21 @@ class Picture:
 
 
 def imagine(number: int = 48, seed: int = 0) -> list[Picture]:
-    """What `number` pictures show: the same for the same seed."""
+    """What `number` pictures show, each with a caption of its own: the same for the same seed."""
     draw = random.Random(seed)
-    pictures = []
-    for index in range(number):
-        width, height = SIZES[index % len(SIZES)]
+    pictures: list[Picture] = []
+    captions: set[str] = set()
+    while len(pictures) < number:
+        width, height = SIZES[len(pictures) % len(SIZES)]
         colours = draw.sample(sorted(COLOURS), 2)
         shapes = draw.sample(SHAPES, 2)
         sizes = draw.choices(sorted(_RADIUS), k=2)
         background = draw.choice(sorted(BACKGROUNDS))
         first, second = zip(sizes, colours, shapes, strict=True)
-        pictures.append(Picture(width, height, background, first, second))
+        picture = Picture(width, height, background, first, second)
+        if picture.caption not in captions:
+            captions.add(picture.caption)
+            pictures.append(picture)
     return pictures
 
 

@@ -43,12 +43,12 @@ validation_prompt = "a large red circle left of a small blue square on a white b
 
 [train]
 tracker_run_name = "demo"
-max_train_steps = 60
+max_train_steps = 100
 train_batch_size = 4
 learning_rate = 1e-3
 lr_warmup_steps = 10
 gradient_checkpointing = false            # this model is small enough
-checkpoint_step_interval = 30
+checkpoint_step_interval = 50
 """
 
 

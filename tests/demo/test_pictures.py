@@ -19,6 +19,8 @@ def test_every_picture_has_a_caption_and_opens(tmp_path: Path) -> None:
     paths = draw_pictures(tmp_path)
     assert 40 <= len(paths) <= 60
     assert len(set(paths)) == len(paths)
+    assert len({path.with_suffix(".txt").read_text() for path in paths}) == len(paths)
+    assert len({path.read_bytes() for path in paths}) == len(paths)
     for path in paths:
         assert path.with_suffix(".txt").read_text().strip()
         with Image.open(path) as image:
