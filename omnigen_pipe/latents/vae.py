@@ -1,0 +1,189 @@
+"""The VAE: its key, which needs no torch, and its loading, which does.
+
+The key names everything that changes latents beyond rounding: configuration, weights,
+precision, tiling. It leaves out what does not: batch size, slicing, device. Only VAEs of
+SDXL's shape are taken, because OmniGen knows no other latents.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests.errors import UsageError
+from manifests.keys import key
+from manifests.publish import publish, staged
+from omnigen_pipe.config import VaeConfig
+from omnigen_pipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+#: Raised whenever the same pixels and VAE would give other latents.
+ENCODE_VERSION = 1
+
+LATENT_CHANNELS = 4
+#: Pixels a side per latent.
+DOWNSCALE = 8
+
+#: Tiles overlap by a quarter, which must be whole latents: 4 * DOWNSCALE pixels.
+TILE_ALIGNMENT = 32
+
+#: A file changed this recently may change again within the resolution of its mtime.
+_SETTLED_NS = 2_000_000_000
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def vae_key(workspace: Workspace, folder: Path) -> str:
+    """The key of the VAE in `folder` as `workspace` would run it. Imports no torch.
+
+    Weights are hashed once and remembered in `manifests/weights.json` by path, size and
+    modification time. Raises `UsageError` for a VAE or settings that cannot be used.
+    """
+    options = workspace.config.vae
+    check_tiling(options)
+    semantic = {name: v for name, v in vae_config(folder).items() if not name.startswith("_")}
+    return key(
+        ENCODE_VERSION,
+        json.dumps(semantic, sort_keys=True),
+        *_weights_hashes(workspace, _weights_files(folder)),
+        options.vae_dtype,
+        f"tiles of {options.vae_tile_size}" if options.vae_enable_tiling else "no tiles",
+        options.latent_dtype,
+    )
+
+
+def vae_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of the VAE in `folder`; raises `UsageError` where OmniGen has no use
+    for it: another class, other than 4 latent channels, other than 8 pixels per latent."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"There is no {path}. The VAE must be a folder in diffusers' layout, with config.json "
+            f"and {_WEIGHTS}."
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}. Fetch the model again.") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} is not a JSON object. Fetch the model again.")
+    kind = config.get("_class_name", "AutoencoderKL")
+    channels = config.get("latent_channels", LATENT_CHANNELS)
+    blocks = config.get("block_out_channels", [64])
+    scale = 2 ** (len(blocks) - 1)
+    if (kind, channels, scale) != ("AutoencoderKL", LATENT_CHANNELS, DOWNSCALE):
+        raise UsageError(
+            f"{path} describes {kind} with {channels} latent channels at 1/{scale} of the size, "
+            f"but OmniGen needs AutoencoderKL with {LATENT_CHANNELS} at 1/{DOWNSCALE}, such as "
+            "SDXL's. Name another in pretrained_vae_model_name_or_path."
+        )
+    return config
+
+
+def scaling_factor(folder: Path) -> float:
+    """The factor between the VAE's latents, as stored in shards, and those the model sees."""
+    # 0.18215 is AutoencoderKL's own default where the configuration has none.
+    return float(vae_config(folder).get("scaling_factor", 0.18215))
+
+
+def check_tiling(options: VaeConfig) -> None:
+    """Raise `UsageError` for a tile size whose overlap would not be whole latents."""
+    if options.vae_enable_tiling and options.vae_tile_size % TILE_ALIGNMENT:
+        raise UsageError(
+            f"vae_tile_size is {options.vae_tile_size}, but must be a multiple of "
+            f"{TILE_ALIGNMENT} pixels, or tiles do not meet."
+        )
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    """The safetensors that diffusers loads from `folder`: one file, or the index's shards."""
+    single, index = folder / _WEIGHTS, folder / f"{_WEIGHTS}.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return [folder / name for name in sorted(set(listed.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{index} is not an index of weights: {error}") from error
+    raise UsageError(f"There is no {_WEIGHTS} in {folder}. Weights are read from it only.")
+
+
+def _weights_hashes(workspace: Workspace, files: list[Path]) -> list[str]:
+    """BLAKE3 of each file, taken from memory where size and modification time are the same."""
+    remembered_in = workspace.root / "manifests" / "weights.json"
+    remembered = _remembered(remembered_in)
+    hashes, learned = [], False
+    for file in files:
+        try:
+            stat = file.stat()
+        except FileNotFoundError as error:
+            raise UsageError(f"{file} is gone. Fetch the model again.") from error
+        identity = [stat.st_size, stat.st_mtime_ns]
+        entry = remembered.get(str(file.resolve()))
+        if isinstance(entry, list) and entry[:2] == identity and len(entry) == 3:
+            hashes.append(str(entry[2]))
+            continue
+        from blake3 import blake3
+
+        digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+        hashes.append(digest)
+        if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+            remembered[str(file.resolve())] = [*identity, digest]
+            learned = True
+    if learned:
+        path = staged(workspace.staging, remembered_in)
+        path.write_text(json.dumps(remembered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        publish(path, remembered_in)
+    return hashes
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """The hashes remembered in `path`; none where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
+    """diffusers' AutoencoderKL from `folder`, frozen, on `device`, set up as `options` say."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae_config(folder)
+    check_tiling(options)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.vae_dtype]
+    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)
+    vae.eval().requires_grad_(False).to(device)
+    if options.vae_enable_tiling:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = options.vae_tile_size
+        vae.tile_latent_min_size = options.vae_tile_size // DOWNSCALE
+    if options.vae_enable_slicing:
+        vae.enable_slicing()
+    return vae
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within it float32 is float32: no TF32, and the same algorithms every time."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before

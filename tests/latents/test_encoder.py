@@ -1,0 +1,301 @@
+"""The encoder: latents equal diffusers' own, and nothing that fails touches its neighbours."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blake3 import blake3
+from PIL import Image
+
+from manifests.errors import PipeError
+from omnigen_pipe.config import parse
+from omnigen_pipe.latents import encoder
+from omnigen_pipe.latents.encoder import (
+    ChangedSourceError,
+    Item,
+    encode,
+    encode_pixels,
+    read_source,
+)
+from omnigen_pipe.latents.shards import ShardWriter, read_latent, shard_path
+from omnigen_pipe.latents.vae import load_vae
+from omnigen_pipe.workspace import Workspace
+
+VAE_KEY = "f" * 32
+
+
+def workspace(root: Path, **vae: Any) -> Workspace:
+    root.mkdir(exist_ok=True)
+    return Workspace(root, parse({"vae": {"latent_dtype": "fp32", **vae}}, "test"))
+
+
+@pytest.fixture(scope="module")
+def vae(small_omnigen: Path) -> Any:
+    import torch
+
+    return load_vae(small_omnigen / "vae", parse({}, "test").vae, torch.device("cpu"))
+
+
+def item(folder: Path, number: int, bucket: tuple[int, int] = (48, 32)) -> Item:
+    """An item with its image of noise, written as `number`.png."""
+    path = folder / f"{number}.png"
+    size = (bucket[0] + 9, bucket[1] + 4)
+    noise = np.random.default_rng(number).integers(0, 256, (size[1] * 2, size[0] * 2, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content_hash = blake3(path.read_bytes()).hexdigest()[:32]
+    return Item(path.name, f"{number:032x}", content_hash, bucket, size, (5, 2), (path,))
+
+
+def run(
+    place: Workspace, items: list[Item], vae: Any, **options: Any
+) -> tuple[encoder.Outcome, dict[str, np.ndarray]]:
+    """Encode and read back: the outcome, and the latents by pixels_key."""
+    import torch
+
+    with ShardWriter(place, VAE_KEY, {}) as writer:
+        outcome = encode(
+            items,
+            vae,
+            writer,
+            place.config,
+            VAE_KEY,
+            torch.device("cpu"),
+            lambda _: None,
+            **options,
+        )
+    return outcome, latents(place)
+
+
+def latents(place: Workspace) -> dict[str, np.ndarray]:
+    rows = [row for row in place.latents.read().to_pylist() if row["status"] == "ok"]
+    found = {
+        row["pixels_key"]: read_latent(
+            shard_path(place.root, row["shard"]),
+            row["offset"],
+            row["nbytes"],
+            row["checksum"],
+            tuple(row["shape"]),
+            row["dtype"],
+        )
+        for row in rows
+    }
+    assert len(found) == len(rows)
+    return found
+
+
+def reference(thing: Item, vae: Any) -> np.ndarray:
+    """diffusers' VAE on the image cropped with Pillow alone, by diffusers' own preprocessing."""
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    left, top = thing.crop
+    box = (left, top, left + thing.bucket[0], top + thing.bucket[1])
+    with Image.open(thing.paths[0]) as image:
+        cropped = image.convert("RGB").resize(thing.resize, Image.Resampling.LANCZOS).crop(box)
+    x = VaeImageProcessor(vae_scale_factor=8).preprocess(cropped)
+    with torch.no_grad():
+        posterior = vae.encode(x).latent_dist
+    return np.asarray(torch.cat([posterior.mean, posterior.logvar], 1)[0])
+
+
+def test_latents_equal_diffusers_on_images_cropped_by_pillow(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, n) for n in range(3)] + [item(tmp_path, 9, (32, 64))]
+    place = workspace(tmp_path / "w", vae_batch_size=1)
+    outcome, found = run(place, items, vae)
+    assert outcome.encoded == len(found) == 4
+    for thing in items:
+        assert found[thing.pixels_key].shape == (8, thing.bucket[1] // 8, thing.bucket[0] // 8)
+        assert np.array_equal(found[thing.pixels_key], reference(thing, vae))
+
+
+def test_float16_is_the_rounded_float32(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, 1)]
+    _, exact = run(workspace(tmp_path / "w"), items, vae)
+    _, half = run(workspace(tmp_path / "v", latent_dtype="fp16"), items, vae)
+    (a,), (b,) = exact.values(), half.values()
+    assert b.dtype == np.float16
+    assert np.array_equal(a.astype(np.float16), b)
+
+
+def test_a_batch_of_one_equals_a_batch_of_many(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, n) for n in range(7)]
+    _, ones = run(workspace(tmp_path / "w", vae_batch_size=1), items, vae)
+    _, many = run(workspace(tmp_path / "v", vae_batch_size=4), items, vae)
+    assert ones.keys() == many.keys()
+    for key, latent in ones.items():
+        np.testing.assert_allclose(many[key], latent, rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_comes_out_in_the_latents_dtype(tmp_path: Path, small_omnigen: Path) -> None:
+    import torch
+
+    place = workspace(tmp_path / "w", vae_dtype="bf16")
+    items = [item(tmp_path, 1)]
+    vae16 = load_vae(small_omnigen / "vae", place.config.vae, torch.device("cpu"))
+    _, found = run(place, items, vae16)
+    exact = load_vae(
+        small_omnigen / "vae", workspace(tmp_path / "w").config.vae, torch.device("cpu")
+    )
+    (latent,) = found.values()
+    assert latent.dtype == np.float32
+    np.testing.assert_allclose(latent, reference(items[0], exact), atol=0.05)
+
+
+def test_log_variance_is_clamped(vae: Any) -> None:
+    import torch
+
+    class Wild:
+        dtype = torch.float32
+
+        def encode(self, x: Any) -> Any:
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKLOutput
+            from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+            moments = torch.full((x.shape[0], 8, 2, 2), 99.0)
+            moments[:, 4:6] = -99.0
+            return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
+
+    (found,) = encode_pixels(np.zeros((1, 16, 16, 3), np.uint8), Wild(), torch.device("cpu"))
+    assert [channel[0, 0] for channel in found] == [99.0] * 4 + [-30.0, -30.0, 20.0, 20.0]
+
+
+def test_a_bad_image_in_a_batch_fails_alone(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, n) for n in range(6)]
+    bad = items[2].paths[0]
+    bad.write_bytes(bad.read_bytes()[:-200])
+    truncated = blake3(bad.read_bytes()).hexdigest()[:32]
+    items[2] = Item(
+        "bad.png", *[items[2].pixels_key, truncated], (48, 32), (57, 36), (5, 2), (bad,)
+    )
+    place = workspace(tmp_path / "w", vae_batch_size=3)
+    outcome, found = run(place, items, vae)
+    assert [thing.name for thing, _ in outcome.failed] == ["bad.png"]
+    assert outcome.encoded == 5
+    for thing in items[:2] + items[3:]:
+        np.testing.assert_allclose(found[thing.pixels_key], reference(thing, vae), 1e-3, 1e-5)
+    (row,) = [row for row in place.latents.read().to_pylist() if row["status"] == "failed"]
+    assert row["pixels_key"] == items[2].pixels_key
+    assert row["reason"].startswith("cannot be decoded")
+    assert (row["shard"], row["bucket"], row["vae_key"]) == (None, "48x32", VAE_KEY)
+
+
+def test_changed_and_vanished_files_are_no_facts(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, n) for n in range(4)]
+    items[1].paths[0].write_bytes(items[0].paths[0].read_bytes())
+    items[2].paths[0].unlink()
+    place = workspace(tmp_path / "w")
+    outcome, found = run(place, items, vae)
+    assert [thing for thing, _ in outcome.changed] == [items[1], items[2]]
+    assert "1.png: it has changed" in outcome.changed[0][1]
+    assert "2.png: No such file" in outcome.changed[1][1]
+    assert found.keys() == {items[0].pixels_key, items[3].pixels_key}
+    assert place.latents.read().num_rows == 2
+
+
+def test_any_file_with_the_bytes_will_do(tmp_path: Path) -> None:
+    good = item(tmp_path, 1)
+    other = tmp_path / "other.png"
+    other.write_bytes(b"changed")
+    gone = tmp_path / "gone.png"
+    paths = (gone, other, *good.paths)
+    thing = Item("x", good.pixels_key, good.content_hash, (48, 32), (57, 36), (5, 2), paths)
+    assert read_source(thing) == good.paths[0].read_bytes()
+    thing = Item("x", good.pixels_key, good.content_hash, (48, 32), (57, 36), (5, 2), paths[:2])
+    with pytest.raises(ChangedSourceError, match=r"gone\.png: .*; .*other\.png: it has changed"):
+        read_source(thing)
+
+
+def test_what_float16_cannot_hold_fails_by_name(tmp_path: Path, small_omnigen: Path) -> None:
+    import torch
+
+    cpu = torch.device("cpu")
+    place = workspace(tmp_path / "w", latent_dtype="fp16")
+    loud = load_vae(small_omnigen / "vae", place.config.vae, cpu)
+    with torch.no_grad():
+        loud.quant_conv.bias[:4] = 1e5  # above float16's 65504
+    items = [item(tmp_path, n) for n in range(2)]
+    outcome, found = run(place, items, loud)
+    assert found == {}
+    assert outcome.encoded == 0
+    assert [reason for _, reason in outcome.failed] == [
+        "its latent is not finite with vae_dtype = fp32 and latent_dtype = fp16: set them to fp32"
+    ] * 2
+
+
+def test_too_little_memory_says_what_to_lower(tmp_path: Path, vae: Any) -> None:
+    import torch
+
+    class Greedy:
+        dtype = torch.float32
+        calls = 0
+
+        def encode(self, x: Any) -> Any:
+            self.calls += 1
+            if self.calls > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return vae.encode(x)
+
+    items = [item(tmp_path, n) for n in range(4)]
+    place = workspace(tmp_path / "w", vae_batch_size=2)
+    with pytest.raises(PipeError, match=r"2 images of 48x32.*Lower vae_batch_size"):
+        run(place, items, Greedy())
+    assert latents(place).keys() == {thing.pixels_key for thing in items[:2]}
+
+
+def test_other_errors_of_torch_pass_through(tmp_path: Path) -> None:
+    import torch
+
+    class Broken:
+        dtype = torch.float32
+
+        def encode(self, x: Any) -> Any:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+    with pytest.raises(RuntimeError, match="CUDNN_STATUS"):
+        run(workspace(tmp_path / "w"), [item(tmp_path, 1)], Broken())
+
+
+def test_stopping_publishes_whole_batches(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, n) for n in range(9)]
+    place = workspace(tmp_path / "w", vae_batch_size=2)
+    asked = iter([False] * 5 + [True] * 9)
+    outcome, found = run(place, items, vae, asked_to_stop=lambda: next(asked))
+    assert outcome.stopped
+    assert found.keys() == {thing.pixels_key for thing in items[:4]}
+    assert outcome.encoded == 4
+
+
+def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [item(tmp_path, n) for n in range(30)]
+    config = workspace(tmp_path / "w", vae_batch_size=3, decode_workers=2).config
+    lock, started = threading.Lock(), 0
+
+    def counted(thing: Item) -> bytes:
+        nonlocal started
+        with lock:
+            started += 1
+        return thing.paths[0].read_bytes()
+
+    monkeypatch.setattr(encoder, "read_source", counted)
+    decoded = encoder._decoded(items, config)
+    for taken in range(1, 11):
+        thing, _ = next(decoded)
+        assert thing is items[taken - 1]
+        assert started <= taken + 3 + 2 * 2
+    decoded.close()
+    assert started <= 10 + 3 + 2 * 2
+
+
+def test_same_batches_give_equal_shards(tmp_path: Path, vae: Any) -> None:
+    items = [item(tmp_path, n) for n in range(5)]
+    tars = []
+    for name in ("one", "two"):
+        place = workspace(tmp_path / name, vae_batch_size=2)
+        run(place, items, vae)
+        tars.append([path.read_bytes() for path in sorted(place.root.glob("latents/*/*.tar"))])
+    assert len(tars[0]) == 1
+    assert tars[0] == tars[1]
