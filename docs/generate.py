@@ -1,4 +1,4 @@
-"""Writes the reference pages of `docs/` from the code; `--check` only says whether they are current.
+"""Writes the reference pages of `docs/` from the code; `--check` says whether they are current.
 
 `configuration.md` comes from the pydantic models, `manifests.md` from the Arrow schemas,
 `commands.md` from the help texts. Run it after changing any of these: `make docs`.
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import click
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -117,22 +116,22 @@ def manifests() -> str:
 
 
 def commands() -> str:
-    """The page of every command's help."""
-    lines = ["# Commands", MADE]
-    group = typer.main.get_command(app)
-    context = click.Context(group, info_name="omnigen-pipe", terminal_width=90, max_content_width=90)
-    lines += ["```text", group.get_help(context).rstrip(), "```"]
-    assert isinstance(group, click.Group)
+    """The page of every command, with every option."""
+    group: Any = typer.main.get_command(app)
+    lines = ["# Commands", MADE, group.help]
     for name, command in group.commands.items():
-        inner = click.Context(
-            command,
-            parent=context,
-            info_name=name,
-            terminal_width=90,
-            max_content_width=90,
-            help_option_names=["-h", "--help"],
-        )
-        lines += [f"\n## omnigen-pipe {name}\n", "```text", command.get_help(inner).rstrip(), "```"]
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(f"[{p.name.upper()}]" for p in arguments)
+        lines += [f"\n## omnigen-pipe {name}\n", command.help, ""]
+        lines += [f"    omnigen-pipe {name} [OPTIONS] {usage}".rstrip(), ""]
+        lines += ["| option | meaning |", "|---|---|"]
+        for parameter in command.params:
+            shown = ", ".join(f"`{option}`" for option in [*parameter.opts])
+            if parameter in arguments:
+                shown = f"`{parameter.name.upper()}`"
+            lines.append(f"| {shown} | {_cell(parameter.help or '')} |")
+        if command.epilog:
+            lines += ["", command.epilog]
     return "\n".join(lines) + "\n"
 
 

@@ -401,6 +401,10 @@ def _run_stages(
             show(summaries[-1])
         if summaries[-1].failed or summaries[-1].signal is not None:
             break
+    if as_json:
+        print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
+    elif not any(summary.changed or summary.failed for summary in summaries):
+        print("Everything was up to date: no work was done.")
     return summaries
 
 
@@ -414,12 +418,7 @@ def run(
 ) -> None:
     """Do all five stages, skipping what is done."""
     opened, progress = _open(workspace, quiet)
-    summaries = _run_stages(opened, progress, device, as_json)
-    if as_json:
-        print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
-    elif not any(summary.changed or summary.failed for summary in summaries):
-        print("Everything was up to date: no work was done.")
-    _leave(summaries, strict)
+    _leave(_run_stages(opened, progress, device, as_json), strict)
 
 
 @app.command(epilog="Examples:  \n`omnigen-pipe demo`  \n`omnigen-pipe demo -w /tmp/demo`")
@@ -438,15 +437,31 @@ def demo(
     write_project(workspace, Progress(quiet))
     opened, progress = _open(workspace, quiet)
     summaries = _run_stages(opened, progress, device, as_json)
-    if as_json:
-        print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
     _leave(summaries, strict=False)
     if not as_json:
-        if not any(summary.changed for summary in summaries):
-            print("Everything was up to date: no work was done.")
         adapter = str(summaries[-1].details["adapter"])
         print(f"\nThe adapter lies at {adapter}")
         print(f"Inspect it with:  omnigen-pipe inspect {shlex.quote(adapter)}")
+
+
+@app.command(
+    epilog="Examples:  \n"
+    "`omnigen-pipe inspect runs/default/checkpoints/step-00001000/adapter.safetensors`"
+)
+def inspect(
+    adapter: Annotated[
+        Path, typer.Argument(help="An adapter.safetensors, or a checkpoint's folder.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an adapter file holds: configuration, modules, size and strength of the change."""
+    from omnigen_pipe.model.inspection import inspect_adapter, show_report
+
+    report = inspect_adapter(adapter / "adapter.safetensors" if adapter.is_dir() else adapter)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        show_report(report)
 
 
 def main() -> None:

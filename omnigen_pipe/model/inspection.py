@@ -73,3 +73,24 @@ def _module(name: str, part: dict[str, torch.Tensor]) -> ModuleReport:
     norm = scale * float(w1.norm()) * float(w2.norm())
     parameters = sum(t.numel() for p, t in part.items() if p.startswith("lokr_"))
     return ModuleReport(name, rows, columns, parameters, norm / math.sqrt(rows * columns))
+
+
+def show_report(report: AdapterReport) -> None:
+    """Print a report for a person on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(report.path, markup=False)
+    for name, value in sorted(report.metadata.items()):
+        console.print(f"  {name}: {value}", markup=False)
+    table = Table("module", "change", "parameters", "rms of the change")
+    for module in report.modules:
+        table.add_row(
+            module.name,
+            f"{module.rows} x {module.columns}",
+            f"{module.parameters:,}",
+            f"{module.delta_rms:.2e}",
+        )
+    console.print(table)
+    console.print(f"{len(report.modules)} modules, {report.parameters:,} parameters")

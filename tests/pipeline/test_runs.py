@@ -1,0 +1,143 @@
+"""Training as a process: stopped, killed, resumed, and refused where it would mean another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pipeline_project import COMMAND, Project
+from safetensors.torch import load_file
+
+
+@pytest.fixture
+def prepared(project: Callable[..., Project], tmp_path: Path) -> Callable[..., Project]:
+    """A project whose first four stages are done: five pictures in two buckets."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        size = (80, 80) if number < 3 else (112, 64)
+        Image.radial_gradient("L").resize(size).rotate(30 * number).convert("RGB").save(
+            folder / f"picture {number}.png"
+        )
+
+    def make(**train: object) -> Project:
+        here = project(folder, train=train)
+        for stage in ("discover", "bucket", "encode-vae", "tokenize"):
+            here.run(stage)
+        return here
+
+    return make
+
+
+def _losses(here: Project, run: str = "default") -> list[float]:
+    lines = (here.root / "runs" / run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def _set(here: Project, **train: object) -> None:
+    path = here.root / "omnigen-pipe.toml"
+    lines = path.read_text().splitlines()
+    for key, value in train.items():
+        lines = [line for line in lines if not line.startswith(f"{key} =")]
+        lines.insert(lines.index("[train]") + 1, f"{key} = {json.dumps(value)}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_two_halves_equal_the_whole_and_changed_settings_are_refused(
+    prepared: Callable[..., Project],
+) -> None:
+    here = prepared(max_train_steps=3)
+    here.run("train")
+    _set(here, max_train_steps=7, learning_rate=1e-4)
+    halves = here.json("train")
+    assert halves["counts"]["steps now"] == 4
+    _set(here, tracker_run_name="whole")
+    whole = here.json("train")
+    assert _losses(here) == _losses(here, "whole")
+    one, other = load_file(halves["adapter"]), load_file(whole["adapter"])
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert here.json("train")["changed"] is False
+
+    _set(here, train_batch_size=1, max_train_steps=9)
+    assert "train_batch_size: 2 → 1" in here.run("train", status=2).stderr
+
+
+def _start(here: Project) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "train", "--json"],
+        cwd=here.root,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _wait_for_steps(here: Project, process: subprocess.Popen[str], steps: int) -> None:
+    metrics = here.root / "runs" / "default" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_signal_in_the_middle_loses_nothing_that_was_saved(
+    prepared: Callable[..., Project], number: signal.Signals, status: int
+) -> None:
+    here = prepared(max_train_steps=100_000, checkpoint_step_interval=5)
+    process = _start(here)
+    _wait_for_steps(here, process, 12)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    if number is not signal.SIGKILL:
+        stopped = json.loads(output)
+        assert Path(stopped["adapter"]).is_file()
+        assert len(_losses(here)) == stopped["counts"]["steps"]
+
+    _set(here, max_train_steps=20_000, tracker_run_name="default")
+    steps = len(_losses(here)) + 3
+    _set(here, max_train_steps=steps)
+    here.run("train")
+    _set(here, tracker_run_name="whole")
+    here.run("train")
+    assert _losses(here) == _losses(here, "whole")
+    assert len(_losses(here)) == steps
+
+
+def test_old_checkpoints_go_and_changed_data_are_said(
+    prepared: Callable[..., Project], tmp_path: Path
+) -> None:
+    here = prepared(max_train_steps=6, checkpoint_step_interval=2, checkpoints_total_limit=2)
+    here.run("train")
+    checkpoints = here.root / "runs" / "default" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
+    Image.new("RGB", (80, 80)).save(tmp_path / "pictures" / "new.png")
+    _set(here, max_train_steps=8)
+    parts = here.json("run")
+    assert parts[-1]["counts"]["samples"] == 5
+    assert any("goes on with its own" in note for note in parts[-1]["notes"])
+
+
+def test_missing_latents_stop_training_unless_allowed(
+    prepared: Callable[..., Project],
+) -> None:
+    here = prepared(max_train_steps=2)
+    bucket = next((here.root / "latents").iterdir())
+    for shard in bucket.iterdir():
+        shard.unlink()
+    assert "omnigen-pipe encode-vae" in here.run("train", status=1).stderr
+    summary = here.json("train", "--allow-missing")
+    assert summary["left_out"] == {"no latent yet": 5 - summary["counts"]["samples"]}
