@@ -9,10 +9,9 @@ import json
 from dataclasses import asdict
 from functools import lru_cache
 
-from omnigen_pipe.latents.vae import scaling_factor, vae_key
-
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import LokrConfig, read_lycoris_config
+from omnigen_pipe.latents.vae import scaling_factor, vae_key
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.library import dropout_prompt

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.latents.shards import read_latent
+from omnigen_pipe.latents.shards import read_latent, shard_path
 from omnigen_pipe.model import flow
 from omnigen_pipe.training.draws import Moment
 from omnigen_pipe.training.frozen import FrozenSamples, Locations
@@ -57,7 +57,7 @@ class BatchReader:
             draw = Moment(self.config.seed, row["sample_id"], epoch, int(repeat))
             latent = torch.from_numpy(
                 read_latent(
-                    self.workspace / self.locations.shards[index],
+                    shard_path(self.workspace, self.locations.shards[index]),
                     int(self.locations.offsets[index]),
                     row["nbytes"],
                     row["checksum"],
