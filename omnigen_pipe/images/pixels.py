@@ -18,13 +18,17 @@ from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageColor
+from PIL import Image, ImageCms, ImageColor
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import PixelsConfig
+from omnigen_pipe.images.probe import orientation
 
 #: Raised whenever the same bytes and geometry would give other pixels.
 PIXELS_VERSION = 1
+
+#: Pillow's formats that are read: those that discover tries, and no other.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 #: `decode = "reduced"` leaves at least this many times the size after the resize.
 REDUCTION_MARGIN = 1.5
@@ -123,28 +127,23 @@ def _any_size() -> Iterator[None]:
 
 def _resized(data: bytes, size: tuple[int, int], config: PixelsConfig) -> Image.Image:
     """The upright image at `size`, in mode L, RGB, CMYK, LA or RGBA, in its own colours."""
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     box = _reduce(image, size) if config.decode == "reduced" else None
     deep_colour = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
-    orientation = _orientation(image)  # after load: Pillow turns TIFFs upright by itself
+    turned = orientation(image)  # after load: Pillow turns TIFFs upright by itself
     plain = _plain(image, deep_colour)
     if box is not None:
         # Resized before it is turned, because the box is in the stored image's axes.
-        stored = size[::-1] if orientation in _SIDEWAYS else size
+        stored = size[::-1] if turned in _SIDEWAYS else size
         plain = plain.resize(stored, Image.Resampling.LANCZOS, box=box)
-    if orientation in _UPRIGHT:
-        plain = plain.transpose(_UPRIGHT[orientation])
+    if turned in _UPRIGHT:
+        plain = plain.transpose(_UPRIGHT[turned])
     if plain.size != size:
         plain = plain.resize(size, Image.Resampling.LANCZOS)
     if "icc_profile" in image.info:
         plain.info["icc_profile"] = image.info["icc_profile"]
     return plain
-
-
-def _orientation(image: Image.Image) -> int:
-    value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return value if isinstance(value, int) else 1
 
 
 def _reduce(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
@@ -155,7 +154,7 @@ def _reduce(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, fl
     """
     if image.format not in ("JPEG", "MPO"):
         return None
-    width, height = size[::-1] if _orientation(image) in _SIDEWAYS else size
+    width, height = size[::-1] if orientation(image) in _SIDEWAYS else size
     full = image.size
     # draft() picks the largest of 1, 2, 4, 8 that leaves at least the size asked for.
     asked = (math.ceil(REDUCTION_MARGIN * width), math.ceil(REDUCTION_MARGIN * height))

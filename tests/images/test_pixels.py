@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from omnigen_pipe.config import PixelsConfig
-from omnigen_pipe.images import pixels
+from omnigen_pipe.images import pixels, probe
 from omnigen_pipe.images.pixels import PixelsError, policy, read_pixels
 
 LANCZOS = Image.Resampling.LANCZOS
@@ -486,3 +486,31 @@ def test_policy_names_whatever_changes_pixels() -> None:
     configs = [FULL, REDUCED, PixelsConfig(alpha_background="black")]
     assert len({policy(config) for config in configs}) == 3
     assert str(pixels.PIXELS_VERSION) in policy(FULL)
+
+
+def test_the_formats_are_those_of_discover() -> None:
+    assert set(pixels.FORMATS) == set(probe._FORMATS)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_is_no_orientation() -> None:
+    # As discover sees it: the two must agree on which side is up.
+    data = encoded(picture(48, 32), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(20))
+    assert whole_as(data, (48, 32)).shape == (32, 48, 3)
+    assert (probe.probe(data).width, probe.probe(data).height) == (48, 32)
+
+
+def test_exif_behind_the_pixels_of_a_png_counts() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    plain = encoded(picture(48, 32), "PNG")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    late = plain[:-12] + chunk + plain[-12:]
+    assert (probe.probe(late).width, probe.probe(late).height) == (32, 48)
+    expected = picture(48, 32).transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(whole_as(late, (32, 48)), np.asarray(expected))
+
+
+def whole_as(data: bytes, size: tuple[int, int]) -> np.ndarray:
+    return read_pixels(data, size, size, (0, 0), FULL)

@@ -1,0 +1,217 @@
+"""encode-vae: give every wanted image, in its geometry, a latent.
+
+Reads samples.parquet and the image files; writes shards under latents/ and their fragments
+under manifests/latents/. Only what is missing is encoded, and torch is loaded only for that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import PipeError
+from manifests.query import current_latents, fingerprint, query
+from omnigen_pipe.latents.shards import ShardWriter, shard_path
+from omnigen_pipe.latents.vae import vae_key
+from omnigen_pipe.model_files import model_part
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    from omnigen_pipe.latents.encoder import Item, Outcome
+
+#: So many files are named in the summary's notes; the JSON names all.
+_NAMED_FILES = 5
+
+
+def run(workspace: Workspace, progress: Progress, device: str | None = None) -> Summary:
+    """Encode what is missing; raises `PipeError` where samples are missing or stale.
+
+    A file that is gone or changed since discover makes the summary `failed`; one that cannot
+    be decoded is a fact, remembered and left out.
+    """
+    wanted = _wanted(workspace)
+    folder = model_part(workspace, "vae")
+    key = vae_key(workspace, folder)
+    wanted = _with_status(wanted, workspace, key)
+    failed = wanted.filter(pc.equal(wanted["status"], "failed"))
+    missing = wanted.filter(pc.is_null(wanted["status"]))
+    summary = Summary(
+        "encode-vae",
+        changed=False,
+        counts={
+            "wanted": wanted.num_rows,
+            "already there": wanted.num_rows - missing.num_rows - failed.num_rows,
+            "encoded": 0,
+            "failed": failed.num_rows,
+            "changed since discover": 0,
+            "bytes written": 0,
+        },
+        details={"vae_key": key, "images_per_second": None},
+    )
+    faults = [(_name(row), row["reason"]) for row in failed.to_pylist()]
+    if failed.num_rows:
+        summary.notes.append(
+            f"{failed.num_rows:,} failed in an earlier run and were not tried again; a file that "
+            "changes is."
+        )
+    if not wanted.num_rows:
+        summary.notes.append("No sample is usable: `omnigen-pipe bucket` says why.")
+    if missing.num_rows:
+        items = _items(missing, workspace)
+        metadata = {"fingerprint": fingerprint(wanted, ["pixels_key"]), "vae_key": key}
+        with ShardWriter(workspace, key, metadata) as writer:
+            outcome = _encode(items, folder, writer, workspace, progress, key, device, summary)
+        summary.counts["bytes written"] = writer.bytes_written
+        faults += [(item.name, reason) for item, reason in outcome.failed]
+        _describe(summary, outcome)
+    _describe_faults(summary, faults)
+    return summary
+
+
+def _wanted(workspace: Workspace) -> pa.Table:
+    """One row per distinct pixels_key of the usable samples, with all files that hold it."""
+    from omnigen_pipe.images.samples import samples_settings
+
+    if not workspace.samples.exists():
+        raise PipeError(
+            f"There is no {workspace.samples.path}: run `omnigen-pipe bucket` first, or "
+            "`omnigen-pipe run` for all stages."
+        )
+    if workspace.samples.metadata().get("settings") != samples_settings(workspace.config):
+        raise PipeError(
+            f"{workspace.samples.path} was made with other settings: run `omnigen-pipe bucket` "
+            "again, or `omnigen-pipe run` for all stages."
+        )
+    return query(
+        """
+        SELECT pixels_key, content_hash, bucket, resize_width, resize_height, crop_left, crop_top,
+               list_sort(list(DISTINCT struct_pack(dataset, path))) AS files
+        FROM samples WHERE status = 'ok' GROUP BY ALL ORDER BY bucket, pixels_key
+        """,
+        samples=workspace.samples.read(),
+    )
+
+
+def _with_status(wanted: pa.Table, workspace: Workspace, key: str) -> pa.Table:
+    """`wanted` with the `status` and `reason` that the log holds for this VAE, else null."""
+    latents = workspace.latents.read().filter(pc.field("vae_key") == key)
+    for shard in latents["shard"].drop_null().unique().to_pylist():
+        shard_path(workspace.root, shard)
+    return query(
+        """
+        SELECT wanted.*, status, reason FROM wanted LEFT JOIN present USING (pixels_key)
+        ORDER BY wanted.bucket, pixels_key
+        """,
+        wanted=wanted,
+        present=current_latents(latents, workspace.root),
+    )
+
+
+def _items(missing: pa.Table, workspace: Workspace) -> list[Item]:
+    """The missing rows as work, in their order."""
+    from omnigen_pipe.images.sources import dataset_root
+    from omnigen_pipe.latents.encoder import Item
+
+    rows = missing.to_pylist()
+    needed = {file["dataset"] for row in rows for file in row["files"]}
+    roots = {d.id: dataset_root(workspace, d) for d in workspace.config.datasets if d.id in needed}
+    items = []
+    for row in rows:
+        width, height = row["bucket"].split("x")
+        items.append(
+            Item(
+                name=_name(row),
+                pixels_key=row["pixels_key"],
+                content_hash=row["content_hash"],
+                bucket=(int(width), int(height)),
+                resize=(row["resize_width"], row["resize_height"]),
+                crop=(row["crop_left"], row["crop_top"]),
+                paths=tuple(roots[file["dataset"]] / file["path"] for file in row["files"]),
+            )
+        )
+    return items
+
+
+def _name(row: dict[str, Any]) -> str:
+    """What a person calls the image of a wanted row: the first of its files."""
+    return f"{row['files'][0]['dataset']}: {row['files'][0]['path']}"
+
+
+def _encode(
+    items: list[Item],
+    folder: Path,
+    writer: ShardWriter,
+    workspace: Workspace,
+    progress: Progress,
+    key: str,
+    device: str | None,
+    summary: Summary,
+) -> Outcome:
+    """Load the VAE and encode `items` to the end, or to the first Ctrl-C or SIGTERM."""
+    from omnigen_pipe.device import pick_device
+    from omnigen_pipe.latents.encoder import encode
+    from omnigen_pipe.latents.vae import exact_float32, load_vae
+    from omnigen_pipe.training.stop import stop_on_signal
+
+    place = pick_device(device)
+    progress.note(f"encode-vae: {len(items):,} latents to encode on {place}")
+    vae = load_vae(folder, workspace.config.vae, place)
+    started = time.monotonic()
+    with (
+        exact_float32(),
+        progress.task("encode-vae", len(items)) as advance,
+        stop_on_signal() as stop,
+    ):
+        outcome = encode(
+            items,
+            vae,
+            writer,
+            workspace.config,
+            key,
+            place,
+            advance,
+            asked_to_stop=lambda: stop.signal is not None,
+        )
+        writer.close()
+    seconds = time.monotonic() - started
+    summary.details["images_per_second"] = round(outcome.encoded / seconds, 3)
+    if outcome.stopped:
+        summary.signal = stop.signal
+        summary.notes.append(
+            "Stopped by a signal; what was encoded is published. Run the same command to go on."
+        )
+    return outcome
+
+
+def _describe(summary: Summary, outcome: Outcome) -> None:
+    """Add what this run did to `summary`."""
+    summary.changed = outcome.encoded > 0 or bool(outcome.failed)
+    summary.counts["encoded"] = outcome.encoded
+    summary.counts["failed"] += len(outcome.failed)
+    if outcome.changed:
+        summary.failed = True
+        summary.counts["changed since discover"] = len(outcome.changed)
+        summary.details["changed_files"] = [reason for _, reason in outcome.changed]
+        named = "\n".join(f"    {reason}" for _, reason in outcome.changed[:_NAMED_FILES])
+        more = len(outcome.changed) - _NAMED_FILES
+        summary.notes.append(
+            f"{len(outcome.changed):,} images are not what discover saw. Run `omnigen-pipe "
+            f"discover` and `omnigen-pipe bucket`, then encode-vae again:\n{named}"
+            + (f"\n    and {more:,} more" if more > 0 else "")
+        )
+
+
+def _describe_faults(summary: Summary, faults: list[tuple[str, str]]) -> None:
+    """Count the failed files by kind of reason, and name some of them."""
+    summary.left_out = dict(Counter(reason.split(": ")[0] for _, reason in faults))
+    summary.details["failed_files"] = [{"file": name, "reason": reason} for name, reason in faults]
+    summary.notes += [f"{name}: {reason}" for name, reason in faults[:_NAMED_FILES]]
+    if len(faults) > _NAMED_FILES:
+        summary.notes.append(f"and {len(faults) - _NAMED_FILES:,} more; --json names all")
