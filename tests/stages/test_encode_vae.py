@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -399,3 +400,19 @@ def test_a_wrong_device_or_vae_is_wrong_usage(place: Workspace, small_omnigen: P
     toml.write_text(toml.read_text().replace(str(small_omnigen), str(place.root / "gone")))
     with pytest.raises(UsageError, match="gone"):
         run(Workspace.open(place.root))
+
+
+def test_the_documented_ways_to_read_shards_work(
+    place: Workspace, small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place)
+    page = Path(stages.encode_vae.__file__).parents[1] / "docs" / "shards.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(place.root)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("path/to/OmniGen-v1-diffusers", str(small_omnigen)), names)
+    assert names["picture"].shape[:2] == (1, 3)
+    row = ok_rows(place)[names["row"]["pixels_key"]]
+    assert names["moments"].shape == tuple(row["shape"])
