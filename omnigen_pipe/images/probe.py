@@ -15,7 +15,7 @@ import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -134,7 +134,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_files(wanted: Iterable[tuple[str, int, int]]) -> Iterator[Reading]:
+def read_files(wanted: Iterable[tuple[str, int, int]]) -> Generator[Reading, None, None]:
     """`read_file` of each (path, size, mtime_ns), in order, on `READERS` threads.
 
     At most twice as many files are ahead of the one that is yielded, so memory stays flat.

@@ -85,8 +85,10 @@ class Listing:
 
 @dataclass
 class Found:
-    """A dataset's candidates, sorted by path; its list, if it has one; what to tell the user."""
+    """What `find` found under `root`: candidates, sorted by path, the dataset's list, if it has
+    one, and what to tell the user."""
 
+    root: Path
     candidates: list[Candidate]
     listing: Listing | None = None
     notes: list[str] = field(default_factory=list)
@@ -121,7 +123,7 @@ def find(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Found:
         listing = read_listing(workspace, dataset, root)
     if dataset.source == "list":
         assert listing is not None  # said by the branch above
-        found = Found(_listed_candidates(root, listing), listing)
+        found = Found(root, _listed_candidates(root, listing), listing)
     else:
         found = _walk(workspace, dataset, root)
         found.listing = listing
@@ -162,7 +164,7 @@ def _walk(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Found:
     walk.folders([""])
     distinct = not dataset.instance_data_dir.startswith("hf://")
     walk.links(distinct)
-    return Found(_with_distinct_paths(walk.candidates), None, walk.notes(dataset.id))
+    return Found(root, _with_distinct_paths(walk.candidates), None, walk.notes(dataset.id))
 
 
 class _Walk:

@@ -1,0 +1,149 @@
+"""discover: find the images and captions of every dataset. Writes the files log and
+images.parquet.
+
+Files that the log knows by size and modification time are not opened. Nothing is ever written
+into, or deleted from, the folders of the images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.config import DatasetConfig
+from omnigen_pipe.images.catalogue import image_rows, known_captions, options_fingerprint
+from omnigen_pipe.images.reading import known_readings, read_missing
+from omnigen_pipe.images.sources import Found, dataset_root, find
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.workspace import Workspace
+
+#: What was read is published this often (seconds): so much work a killed discover loses.
+FLUSH_SECONDS = 30.0
+
+#: So many rejected files are shown by name; images.parquet has all.
+_SHOWN = 20
+
+
+def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) -> Summary:
+    """Publish what is there now.
+
+    Raises `PipeError` where a dataset lost more than half of its files since the last time,
+    unless `allow_shrink`; `UsageError` where a folder, list or repository cannot be used.
+    """
+    datasets = sorted(workspace.config.datasets, key=lambda dataset: dataset.id)
+    if not datasets:
+        raise UsageError(
+            f"{workspace.root} has no [[dataset]] that is not disabled. Add one to its "
+            "omnigen-pipe.toml."
+        )
+    before = Counter(workspace.images.read()["dataset"].to_pylist())
+    found = {}
+    for dataset in datasets:
+        progress.note(f"discover: looking for the images of `{dataset.id}`")
+        found[dataset.id] = _find(workspace, dataset, before[dataset.id], allow_shrink)
+
+    entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
+    readings = known_readings(entries, workspace.files.read())
+    missing = sum(
+        r is None and c.reason is None for (_, c), r in zip(entries, readings, strict=True)
+    )
+    with progress.task("discover", missing) as advance:
+        opened, logged = read_missing(entries, readings, workspace.files, advance, FLUSH_SECONDS)
+
+    fingerprint = options_fingerprint(datasets)
+    known = known_captions(workspace.images, fingerprint)
+    tables, start = [], 0
+    for dataset in datasets:
+        this = found[dataset.id]
+        end = start + len(this.candidates)
+        tables.append(
+            image_rows(
+                dataset, this.root, this.candidates, readings[start:end], this.listing, known
+            )
+        )
+        start = end
+    images = pa.concat_tables(tables)
+    replaced = workspace.images.replace(images, fingerprint=fingerprint)
+    notes = [note for dataset in datasets for note in found[dataset.id].notes]
+    return _summary(images, opened, replaced or logged > 0, notes)
+
+
+def _find(workspace: Workspace, dataset: DatasetConfig, before: int, allow_shrink: bool) -> Found:
+    """The candidates of `dataset`; stops where too few of the `before` rows would be left."""
+    local = workspace.path(dataset.instance_data_dir)
+    gone = not dataset.instance_data_dir.startswith("hf://") and not local.is_dir()
+    if gone and allow_shrink:
+        return Found(local, [], notes=[f"dataset `{dataset.id}`: the folder {local} is gone."])
+    if gone and before:
+        raise PipeError(
+            f"dataset `{dataset.id}`: the folder {local} is gone, and with it {before:,} files "
+            "that were there last time. Mount or restore it. If it is gone for good, disable the "
+            "dataset or pass --allow-shrink."
+        )
+    found = find(workspace, dataset, dataset_root(workspace, dataset, refresh=True))
+    now = len(found.candidates)
+    if 2 * now < before and not allow_shrink:
+        raise PipeError(
+            f"dataset `{dataset.id}`: {now:,} files are left of {before:,} in {found.root}. "
+            "Nothing was changed. If they were removed on purpose, pass --allow-shrink."
+        )
+    return found
+
+
+def _summary(images: pa.Table, opened: int, changed: bool, notes: list[str]) -> Summary:
+    statuses = Counter(
+        zip(images["dataset"].to_pylist(), images["status"].to_pylist(), strict=True)
+    )
+    rejected = [
+        row
+        for batch in images.select(["dataset", "path", "status", "reason"]).to_batches()
+        for row in batch.filter(pc.equal(batch["status"], "rejected")).to_pylist()
+    ]
+    summary = Summary("discover", changed, notes=notes)
+    summary.counts = {
+        "images": images.num_rows,
+        "ok": images.num_rows - len(rejected),
+        "rejected": len(rejected),
+        "files opened": opened,
+    }
+    # What follows the colon of a reason is peculiar to the file.
+    summary.left_out = dict(Counter(row["reason"].split(": ")[0] for row in rejected))
+    summary.details = {
+        "datasets": {
+            dataset: {
+                "images": statuses[dataset, "ok"] + statuses[dataset, "rejected"],
+                "ok": statuses[dataset, "ok"],
+                "rejected": statuses[dataset, "rejected"],
+            }
+            for dataset in sorted({dataset for dataset, _ in statuses})
+        },
+        "rejected_files": [
+            {name: row[name] for name in ("dataset", "path", "reason")} for row in rejected[:_SHOWN]
+        ],
+    }
+    if rejected:
+        summary.tables.append(_rejected_table(rejected))
+    return summary
+
+
+def _rejected_table(rejected: list[dict[str, Any]]) -> Any:
+    """The first rejected files and why, for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="rejected", title_justify="left", box=None)
+    for heading in ("dataset", "path", "reason"):
+        table.add_column(heading, overflow="fold")
+    for row in rejected[:_SHOWN]:
+        # Line breaks and escape codes in names are shown, not obeyed.
+        path = row["path"] if row["path"].isprintable() else repr(row["path"])
+        table.add_row(Text(row["dataset"]), Text(path), Text(row["reason"]))
+    if len(rejected) > _SHOWN:
+        more = f"… and {len(rejected) - _SHOWN:,} more in manifests/images.parquet"
+        table.add_row(Text("…"), Text(more), Text(""))
+    return table
