@@ -29,6 +29,8 @@ CONFIG_NAME = "omnigen-pipe.toml"
 MAX_BUCKET_SIDE = 3072
 #: Bucket sides are multiples of this: 8 pixels a latent, 2x2 latents a token.
 MIN_ALIGNMENT = 16
+#: VAE tiles overlap by a quarter, which must be whole latents: 4 * 8 pixels.
+TILE_ALIGNMENT = 32
 
 
 class _Table(BaseModel):
@@ -287,6 +289,15 @@ class VaeConfig(_Table):
     )
     shard_size_mb: int = Field(256, ge=1, description="A shard closes at this size, in MiB…")
     shard_seconds: float = Field(60, gt=0, description="…or at this age, in seconds.")
+
+    @model_validator(mode="after")
+    def _tiles_meet(self) -> VaeConfig:
+        if self.vae_enable_tiling and self.vae_tile_size % TILE_ALIGNMENT:
+            raise ValueError(
+                f"vae_tile_size is {self.vae_tile_size}, but must be a multiple of "
+                f"{TILE_ALIGNMENT} pixels, or tiles do not meet"
+            )
+        return self
 
 
 class PromptsConfig(_Table):

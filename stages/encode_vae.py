@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.errors import PipeError
 from manifests.query import current_latents, fingerprint, query
+from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.shards import ShardWriter, shard_path
 from omnigen_pipe.latents.vae import vae_key
 from omnigen_pipe.model_files import model_part
@@ -77,25 +77,13 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
 
 def _wanted(workspace: Workspace) -> pa.Table:
     """One row per distinct pixels_key of the usable samples, with all files that hold it."""
-    from omnigen_pipe.images.samples import samples_settings
-
-    if not workspace.samples.exists():
-        raise PipeError(
-            f"There is no {workspace.samples.path}: run `omnigen-pipe bucket` first, or "
-            "`omnigen-pipe run` for all stages."
-        )
-    if workspace.samples.metadata().get("settings") != samples_settings(workspace.config):
-        raise PipeError(
-            f"{workspace.samples.path} was made with other settings: run `omnigen-pipe bucket` "
-            "again, or `omnigen-pipe run` for all stages."
-        )
     return query(
         """
         SELECT pixels_key, content_hash, bucket, resize_width, resize_height, crop_left, crop_top,
                list_sort(list(DISTINCT struct_pack(dataset, path))) AS files
         FROM samples WHERE status = 'ok' GROUP BY ALL ORDER BY bucket, pixels_key
         """,
-        samples=workspace.samples.read(),
+        samples=current_samples(workspace),
     )
 
 
@@ -158,7 +146,7 @@ def _encode(
     from omnigen_pipe.device import pick_device
     from omnigen_pipe.latents.encoder import encode
     from omnigen_pipe.latents.vae import exact_float32, load_vae
-    from omnigen_pipe.training.stop import stop_on_signal
+    from omnigen_pipe.stop import stop_on_signal
 
     place = pick_device(device)
     progress.note(f"encode-vae: {len(items):,} latents to encode on {place}")

@@ -11,9 +11,9 @@ import time
 
 import pyarrow as pa
 
-from manifests.errors import PipeError
 from manifests.query import current_prompts, query
 from manifests.schema import PROMPTS
+from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.prompts.library import prompts_besides_captions
@@ -58,18 +58,6 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
 
 def _wanted(workspace: Workspace) -> pa.Table:
     """One row per wanted prompt: `prompt_key`, `text`, `is_caption`, in order of the key."""
-    from omnigen_pipe.images.samples import samples_settings
-
-    if not workspace.samples.exists():
-        raise PipeError(
-            f"There is no {workspace.samples.path}. Run `omnigen-pipe bucket` first, or "
-            "`omnigen-pipe run` for all stages."
-        )
-    if workspace.samples.metadata().get("settings") != samples_settings(workspace.config):
-        raise PipeError(
-            "The configuration has changed since `omnigen-pipe bucket` listed the samples. Run "
-            "`omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
-        )
     others = prompts_besides_captions(workspace)
     return query(
         f"""
@@ -81,7 +69,7 @@ def _wanted(workspace: Workspace) -> pa.Table:
         SELECT {prompt_key_sql("text")} AS prompt_key, text, bool_or(is_caption) AS is_caption
         FROM texts GROUP BY text ORDER BY prompt_key
         """,
-        samples=workspace.samples.read().select(["captions", "status"]),
+        samples=current_samples(workspace).select(["captions", "status"]),
         others=pa.table({"text": pa.array(others, pa.string())}),
     )
 

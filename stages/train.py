@@ -118,16 +118,16 @@ def _start(
 
 
 def _data_changes(workspace: Workspace, this: Run) -> list[str]:
-    """A sentence where today's data differ from what the run froze."""
+    """A sentence where today's data differ from what the run froze, or cannot be compared."""
     frozen = FrozenSamples.open(this.samples)
-    found, metadata = _join(workspace)
+    kept = f"The run `{this.name}` goes on with the {len(frozen)} samples that it froze"
+    try:
+        _, metadata = _join(workspace)
+    except PipeError as error:
+        return [f"{kept}; today's data were not compared with them: {error}"]
     if metadata["content"] == frozen.metadata["content"]:
         return []
-    return [
-        f"The data changed since the run `{this.name}` froze its {len(frozen)} samples (today "
-        f"{found.table.num_rows}); it goes on with its own. Set another tracker_run_name to train "
-        "on today's."
-    ]
+    return [f"{kept}; today's data differ. Set another tracker_run_name to train on them."]
 
 
 def _train(
@@ -142,10 +142,10 @@ def _train(
 ) -> Summary:
     """Load the model, attach the adapter, and train to the end or to a signal."""
     from omnigen_pipe.model.transformer import check_fits
+    from omnigen_pipe.stop import stop_on_signal
     from omnigen_pipe.training.batches import BatchReader
     from omnigen_pipe.training.loop import Plan, train
     from omnigen_pipe.training.metrics import METRICS_NAME, MetricsWriter, truncate
-    from omnigen_pipe.training.stop import stop_on_signal
     from omnigen_pipe.training.trainee import load_trainee
 
     config = workspace.config.train

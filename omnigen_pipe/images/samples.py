@@ -15,12 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.errors import PipeError
 from manifests.keys import key, key_sql
 from manifests.query import fingerprint, query
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.geometry import GEOMETRY_VERSION, Fault, Geometry, plan
 from omnigen_pipe.prompts.template import TEMPLATE_KEY, prompt_key_sql
+from omnigen_pipe.workspace import Workspace
 
 #: The columns of `images` that samples are made from.
 IMAGE_COLUMNS = (
@@ -70,6 +72,25 @@ def samples_settings(config: Config) -> str:
     ]
     policy = pixels.policy(config.pixels)
     return key(GEOMETRY_VERSION, policy, TEMPLATE_KEY, json.dumps(datasets))
+
+
+def current_samples(workspace: Workspace) -> pa.Table:
+    """All rows of samples.parquet, made with today's configuration.
+
+    Raises `PipeError` naming the command to run where there are none, or they are stale.
+    """
+    snapshot = workspace.samples
+    if not snapshot.exists():
+        raise PipeError(
+            f"There is no {snapshot.path}: run `omnigen-pipe bucket` first, or `omnigen-pipe run` "
+            "for all stages."
+        )
+    if snapshot.metadata().get("settings") != samples_settings(workspace.config):
+        raise PipeError(
+            f"{snapshot.path} was made with other settings: run `omnigen-pipe bucket` again, or "
+            "`omnigen-pipe run` for all stages."
+        )
+    return snapshot.read()
 
 
 def wanted_images(images: pa.Table, config: Config) -> pa.Table:

@@ -30,9 +30,6 @@ LATENT_CHANNELS = 4
 #: Pixels a side per latent.
 DOWNSCALE = 8
 
-#: Tiles overlap by a quarter, which must be whole latents: 4 * DOWNSCALE pixels.
-TILE_ALIGNMENT = 32
-
 #: A file changed this recently may change again within the resolution of its mtime.
 _SETTLED_NS = 2_000_000_000
 
@@ -46,7 +43,6 @@ def vae_key(workspace: Workspace, folder: Path) -> str:
     modification time. Raises `UsageError` for a VAE or settings that cannot be used.
     """
     options = workspace.config.vae
-    check_tiling(options)
     semantic = {name: v for name, v in vae_config(folder).items() if not name.startswith("_")}
     return key(
         ENCODE_VERSION,
@@ -90,15 +86,6 @@ def scaling_factor(folder: Path) -> float:
     """The factor between the VAE's latents, as stored in shards, and those the model sees."""
     # 0.18215 is AutoencoderKL's own default where the configuration has none.
     return float(vae_config(folder).get("scaling_factor", 0.18215))
-
-
-def check_tiling(options: VaeConfig) -> None:
-    """Raise `UsageError` for a tile size whose overlap would not be whole latents."""
-    if options.vae_enable_tiling and options.vae_tile_size % TILE_ALIGNMENT:
-        raise UsageError(
-            f"vae_tile_size is {options.vae_tile_size}, but must be a multiple of "
-            f"{TILE_ALIGNMENT} pixels, or tiles do not meet."
-        )
 
 
 def _weights_files(folder: Path) -> list[Path]:
@@ -159,7 +146,6 @@ def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
     from diffusers import AutoencoderKL
 
     vae_config(folder)
-    check_tiling(options)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.vae_dtype]
     vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)
     vae.eval().requires_grad_(False).to(device)

@@ -21,6 +21,7 @@ from manifests.errors import ManifestError, PipeError
 from manifests.publish import publish, staged
 from manifests.query import current_latents, current_prompts, fingerprint, query
 from omnigen_pipe.config import TrainConfig
+from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.training.order import Epoch, epoch_order, steps_per_epoch
 from omnigen_pipe.workspace import Workspace
 
@@ -53,7 +54,10 @@ class Join:
 
 
 def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
-    """Today's samples (status ok) with their latents and prompts, ordered by sample_id."""
+    """Today's samples (status ok) with their latents and prompts, ordered by sample_id.
+
+    Raises `PipeError` as `current_samples` does.
+    """
     rows = query(
         """
         WITH wanted AS (SELECT * FROM samples WHERE status = 'ok'),
@@ -83,7 +87,7 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
         """,
         vae_key,
         tokenizer_key,
-        samples=workspace.samples.read(),
+        samples=current_samples(workspace),
         latents=current_latents(workspace.latents.read(), workspace.root),
         prompts=current_prompts(workspace.prompts.read()),
     )

@@ -23,12 +23,12 @@ from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.model import flow
 from omnigen_pipe.model.transformer import predict_velocity
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.stop import StopRequest
 from omnigen_pipe.training.batches import Batch, read_ahead
 from omnigen_pipe.training.checkpoints import Position
 from omnigen_pipe.training.metrics import MetricsWriter
 from omnigen_pipe.training.optimizers import clip_gradients, learning_rate
 from omnigen_pipe.training.order import Epoch, MicroBatch
-from omnigen_pipe.training.stop import StopRequest
 from omnigen_pipe.training.trainee import Trainee
 
 

@@ -128,7 +128,7 @@ def test_old_checkpoints_go_and_changed_data_are_said(
     _set(here, max_train_steps=8)
     parts = here.json("run")
     assert parts[-1]["counts"]["samples"] == 5
-    assert any("goes on with its own" in note for note in parts[-1]["notes"])
+    assert any("goes on with the 5 samples that it froze" in note for note in parts[-1]["notes"])
 
 
 def test_missing_latents_stop_training_unless_allowed(

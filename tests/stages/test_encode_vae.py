@@ -393,9 +393,6 @@ def test_a_foreign_manifest_cannot_lead_outside(place: Workspace, tmp_path: Path
 def test_a_wrong_device_or_vae_is_wrong_usage(place: Workspace, small_omnigen: Path) -> None:
     with pytest.raises(UsageError, match="--device"):
         stages.encode_vae.run(place, QUIET, device="abacus")
-    tiled = make_workspace(place.root, small_omnigen, vae_enable_tiling=True, vae_tile_size=100)
-    with pytest.raises(UsageError, match="vae_tile_size"):
-        run(tiled)
     toml = place.root / "omnigen-pipe.toml"
     toml.write_text(toml.read_text().replace(str(small_omnigen), str(place.root / "gone")))
     with pytest.raises(UsageError, match="gone"):

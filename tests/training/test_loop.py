@@ -18,13 +18,13 @@ from omnigen_pipe.model import flow
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.transformer import predict_velocity
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.stop import StopRequest
 from omnigen_pipe.training import checkpoints
 from omnigen_pipe.training.batches import Batch
 from omnigen_pipe.training.checkpoints import Position
 from omnigen_pipe.training.loop import Plan, micro_batch_losses, train
 from omnigen_pipe.training.metrics import METRICS_NAME, MetricsWriter, truncate
 from omnigen_pipe.training.order import MicroBatch, epoch_order
-from omnigen_pipe.training.stop import StopRequest
 from omnigen_pipe.training.trainee import Trainee, load_trainee
 from omnigen_pipe.workspace import Workspace
 
