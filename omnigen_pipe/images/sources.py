@@ -475,7 +475,7 @@ def _csv_rows(where: str, path: Path, column: str, caption: str | None) -> Itera
                 value = row[caption] if caption else None
                 yield reader.line_num, row[column], value, fault
         except csv.Error as error:
-            raise UsageError(f"{where}: line {reader.line_num}: {error}") from error
+            raise UsageError(f"{where}: line {reader.reader.line_num}: {error}") from error
 
 
 def _parquet_rows(where: str, path: Path, column: str, caption: str | None) -> Iterator[_Row]:
