@@ -95,12 +95,12 @@ def _start(
 ) -> dict[str, int]:
     """Freeze the samples of a new run; returns how many were left out, by reason."""
     found, metadata = _join(workspace)
-    lacking = {"encode-vae": found.lacking_latent, "tokenize": found.lacking_prompt}
-    if any(lacking.values()) and not allow_missing:
+    if found.incomplete and not allow_missing:
+        lacking = {"encode-vae": found.lacking_latent, "tokenize": found.lacking_prompt}
         commands = [f"`omnigen-pipe {stage}`" for stage, number in lacking.items() if number]
         raise PipeError(
-            f"{sum(lacking.values())} samples lack a latent or prompt: run "
-            f"{' and '.join(commands)} first, or train without them by --allow-missing."
+            f"{found.incomplete} samples lack a latent or prompt: run {' and '.join(commands)} "
+            "first, or train without them by --allow-missing."
         )
     if not any(split in TRAINED_SPLITS for split in found.table["split"].to_pylist()):
         raise PipeError(
@@ -110,9 +110,8 @@ def _start(
     this.write_settings(workspace, settings)
     freeze(found.table, this.samples, workspace.staging, metadata)
     reasons = {
-        "the image could not be decoded (see encode-vae)": found.failed_latent,
-        "no latent yet": found.lacking_latent,
-        "no prompt yet": found.lacking_prompt,
+        "the image could not be decoded (see encode-vae)": found.failed,
+        "no latent or prompt yet": found.incomplete,
     }
     return {reason: number for reason, number in reasons.items() if number}
 

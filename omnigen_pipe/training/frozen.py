@@ -45,11 +45,16 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Join:
-    """What freezing found: the complete samples, and how many lack what."""
+    """What freezing found: the complete samples, and how many of the others lack what.
+
+    `failed` are those whose image cannot be decoded; `incomplete` lack a latent, a prompt or
+    both so far.
+    """
 
     table: pa.Table
+    failed: int
+    incomplete: int
     lacking_latent: int
-    failed_latent: int
     lacking_prompt: int
 
 
@@ -76,10 +81,9 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
         )
         SELECT w.sample_id, w.dataset, w.split, w.bucket, w.pixels_key, w.repeats,
                l.checksum, l.nbytes, l.shape, l.dtype, i.prompts,
-               CASE WHEN l.status = 'failed' THEN 'failed latent'
-                    WHEN l.status IS NULL THEN 'lacking latent'
-                    WHEN i.complete IS NOT TRUE THEN 'lacking prompt'
-                    ELSE 'ready' END AS state
+               l.status IS NOT DISTINCT FROM 'failed' AS failed,
+               l.status IS NULL AS lacks_latent,
+               i.complete IS NOT TRUE AS lacks_prompt
         FROM wanted AS w
         LEFT JOIN (SELECT * FROM latents WHERE vae_key = $1) AS l USING (pixels_key)
         LEFT JOIN ids AS i USING (sample_id)
@@ -91,13 +95,17 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
         latents=current_latents(workspace.latents.read(), workspace.root),
         prompts=current_prompts(workspace.prompts.read()),
     )
-    states = rows["state"].to_pylist()
-    ready = rows.filter(pa.array([state == "ready" for state in states]))
+    failed, no_latent, no_prompt = (
+        rows[name].combine_chunks() for name in ("failed", "lacks_latent", "lacks_prompt")
+    )
+    incomplete = pc.and_not(pc.or_(no_latent, no_prompt), failed)
+    ready = pc.invert(pc.or_(failed, incomplete))
     return Join(
-        ready.select(list(_COLUMNS)),
-        lacking_latent=states.count("lacking latent"),
-        failed_latent=states.count("failed latent"),
-        lacking_prompt=states.count("lacking prompt"),
+        rows.filter(ready).select(list(_COLUMNS)),
+        failed=pc.sum(failed).as_py() or 0,
+        incomplete=pc.sum(incomplete).as_py() or 0,
+        lacking_latent=pc.sum(no_latent).as_py() or 0,
+        lacking_prompt=pc.sum(pc.and_not(no_prompt, failed)).as_py() or 0,
     )
 
 

@@ -140,4 +140,4 @@ def test_missing_latents_stop_training_unless_allowed(
         shard.unlink()
     assert "omnigen-pipe encode-vae" in here.run("train", status=1).stderr
     summary = here.json("train", "--allow-missing")
-    assert summary["left_out"] == {"no latent yet": 5 - summary["counts"]["samples"]}
+    assert summary["left_out"] == {"no latent or prompt yet": 5 - summary["counts"]["samples"]}

@@ -87,12 +87,14 @@ def _frozen(workspace: Workspace) -> FrozenSamples:
 def test_every_wanted_sample_is_frozen_or_counted(workspace: Workspace) -> None:
     found = join(workspace, VAE, TOKENIZER)
     assert found.table["sample_id"].to_pylist() == ["s0", "s1", "s2", "s3", "s6"]
-    assert (found.lacking_latent, found.failed_latent, found.lacking_prompt) == (1, 1, 1)
+    assert (found.failed, found.incomplete) == (1, 2)
+    assert (found.lacking_latent, found.lacking_prompt) == (1, 1)
 
 
 def test_another_vae_or_tokenizer_lacks_everything(workspace: Workspace) -> None:
     assert join(workspace, "other", TOKENIZER).lacking_latent == 8
-    assert join(workspace, VAE, "other").lacking_prompt == 6
+    assert join(workspace, VAE, "other").lacking_prompt == 7
+    assert join(workspace, "other", "other").incomplete == 8
 
 
 def test_captions_keep_their_order(workspace: Workspace) -> None:
