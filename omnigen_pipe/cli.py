@@ -20,6 +20,8 @@ import typer
 from manifests.errors import PipeError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omnigen_pipe.progress import Progress
     from omnigen_pipe.starting.questions import Question
     from omnigen_pipe.starting.simpletuner import Conversion
@@ -388,14 +390,15 @@ def _run_stages(
     import stages.train
     from omnigen_pipe.summary import show
 
-    summaries: list[Summary] = []
-    for step in (
+    steps: tuple[Callable[[], Summary], ...] = (
         lambda: stages.discover.run(opened, progress),
         lambda: stages.bucket.run(opened, progress),
         lambda: stages.encode_vae.run(opened, progress, device=device),
         lambda: stages.tokenize.run(opened, progress),
         lambda: stages.train.run(opened, progress, device=device),
-    ):
+    )
+    summaries: list[Summary] = []
+    for step in steps:
         summaries.append(step())
         if not as_json:
             show(summaries[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from manifests.errors import UsageError
+from omnigen_pipe import hub
 from omnigen_pipe.workspace import Workspace
 
 #: Weights are read from safetensors only; nothing is ever unpickled.
@@ -41,17 +42,8 @@ def _resolve(workspace: Workspace, name: str, revision: str | None, part: str | 
         return local
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         raise UsageError(f"The model folder {local} does not exist.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     patterns = [f"{part}/{p}" if part else p for p in _PATTERNS]
     if part is None:
         patterns += [f"vae/{p}" for p in _PATTERNS]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"`{name}` is neither a folder ({local}) nor could it be fetched from the hub: "
-            f"{str(error).splitlines()[0]} Check the name, the network (HF_ENDPOINT for a "
-            "mirror) and, for gated models, the login (`hf auth login`)."
-        ) from error
+    what = f"`{name}` is not a folder ({local}), and the model of that name"
+    return hub.fetch(name, "model", revision, patterns, what=what)

@@ -25,7 +25,13 @@ FLOORS = [
     {"omnigen_pipe.prompts"},
     {"omnigen_pipe.device", "omnigen_pipe.model_files"},
     {"omnigen_pipe.workspace"},
-    {"omnigen_pipe.config", "omnigen_pipe.progress", "omnigen_pipe.stop", "omnigen_pipe.summary"},
+    {
+        "omnigen_pipe.config",
+        "omnigen_pipe.hub",
+        "omnigen_pipe.progress",
+        "omnigen_pipe.stop",
+        "omnigen_pipe.summary",
+    },
     {"manifests"},
 ]
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from manifests.errors import UsageError
+from omnigen_pipe import hub
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.captions import LIST_STRATEGIES, from_value
 from omnigen_pipe.images.probe import PICTURE_EXTENSIONS
@@ -562,38 +563,15 @@ def _plain(path: str) -> str:
 
 
 def _hub_root(workspace: Workspace, dataset: DatasetConfig, refresh: bool) -> Path:
-    from huggingface_hub import errors, snapshot_download
-
     repository, revision, folder = _hub_parts(dataset)
-    patterns = _hub_patterns(dataset, folder)
-    # huggingface_hub passes on its HTTP library's errors, and that library has changed.
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
-
-    def snapshot(local_files_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=local_files_only,
-            )
-        )
-
-    try:
-        if refresh:
-            root = snapshot(local_files_only=False)
-        else:
-            try:
-                root = snapshot(local_files_only=True)
-            except errors.LocalEntryNotFoundError:
-                root = snapshot(local_files_only=False)
-    except (http_error, errors.HFValidationError, OSError) as error:
-        raise UsageError(
-            f"dataset `{dataset.id}`: {dataset.instance_data_dir} could not be fetched from the "
-            f"hub: {str(error).splitlines()[0]} Check the name, the network (HF_ENDPOINT for a "
-            "mirror) and, for gated or private datasets, the login (`hf auth login`)."
-        ) from error
+    root = hub.fetch(
+        repository,
+        "dataset",
+        revision,
+        _hub_patterns(dataset, folder),
+        what=f"dataset `{dataset.id}`: {dataset.instance_data_dir}",
+        refresh=refresh,
+    )
     root = root / folder if folder else root
     if not root.is_dir():
         raise UsageError(_why_no_images(dataset))
@@ -602,9 +580,8 @@ def _hub_root(workspace: Workspace, dataset: DatasetConfig, refresh: bool) -> Pa
 
 def _why_no_images(dataset: DatasetConfig) -> str:
     """A sentence for a repository in which no picture was found, with what it holds instead."""
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     repository, revision, folder = _hub_parts(dataset)
     try:
         names = HfApi().list_repo_files(repository, revision=revision, repo_type="dataset")
@@ -612,7 +589,7 @@ def _why_no_images(dataset: DatasetConfig) -> str:
         kinds = Counter(os.path.splitext(name)[1] or "without extension" for name in inside)
         listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(5))
         holds = f"It holds {listed}." if listed else "It holds no file at all."
-    except (http_error, OSError):
+    except hub.errors():
         holds = "What it holds instead could not be asked."
     return (
         f"dataset `{dataset.id}`: {dataset.instance_data_dir} has no image files. {holds} Pictures "

@@ -1,7 +1,9 @@
-"""A workspace driven through the real command line, as a process of its own."""
+"""A workspace driven through the real command line, in this process or in one of its own."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -9,9 +11,21 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from omnigen_pipe.cli import main
 
 #: The command as a user gets it: a process of its own.
 COMMAND = [sys.executable, "-c", "from omnigen_pipe.cli import main; main()"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit status and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
 
 
 @dataclass(frozen=True)
@@ -20,22 +34,42 @@ class Project:
 
     root: Path
 
-    def run(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run `omnigen-pipe ARGUMENTS` here; fails unless it ends with `status`."""
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
-        assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done
+    def run(self, *arguments: str, status: int = 0, process: bool = False) -> Ended:
+        """Run `omnigen-pipe ARGUMENTS` here; fails unless it ends with `status`.
 
-    def json(self, *arguments: str, status: int = 0) -> Any:
+        Within this process, which saves the seconds of importing torch, unless `process`.
+        """
+        ended = self._process(arguments) if process else self._here(arguments)
+        assert ended.status == status, f"{ended.status}\n{ended.stdout}\n{ended.stderr}"
+        assert "Traceback" not in ended.stderr
+        return ended
+
+    def _process(self, arguments: tuple[str, ...]) -> Ended:
+        done = subprocess.run([*COMMAND, *arguments], cwd=self.root, capture_output=True, text=True)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def _here(self, arguments: tuple[str, ...]) -> Ended:
+        stdout, stderr = io.StringIO(), io.StringIO()
+        before = Path.cwd()
+        os.chdir(self.root)
+        try:
+            with (
+                contextlib.redirect_stdout(stdout),
+                contextlib.redirect_stderr(stderr),
+                mock.patch.object(sys, "argv", ["omnigen-pipe", *arguments]),
+            ):
+                try:
+                    main()
+                    code: object = 0
+                except SystemExit as ended:
+                    code = ended.code
+        finally:
+            os.chdir(before)
+        return Ended(code if isinstance(code, int) else 0, stdout.getvalue(), stderr.getvalue())
+
+    def json(self, *arguments: str, status: int = 0, process: bool = False) -> Any:
         """The same with `--json`, parsed."""
-        return json.loads(self.run(*arguments, "--json", status=status).stdout)
+        return json.loads(self.run(*arguments, "--json", status=status, process=process).stdout)
 
 
 def toml_text(value: object) -> str:

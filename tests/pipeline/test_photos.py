@@ -16,7 +16,7 @@ def test_twelve_photographs_become_an_adapter_and_a_second_run_does_nothing(
 ) -> None:
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in photos.iterdir()}
     here = project(photos)
-    discover, bucket, encode, tokenize, train = here.json("run")
+    discover, bucket, encode, tokenize, train = here.json("run", process=True)
 
     names = sorted(p.name for p in photos.glob("*.jpg"))
     assert len(names) == 12
@@ -30,7 +30,7 @@ def test_twelve_photographs_become_an_adapter_and_a_second_run_does_nothing(
     assert all(part["changed"] for part in (discover, bucket, encode, tokenize, train))
     assert load_file(train["adapter"])
 
-    again = here.json("run")
+    again = here.json("run", process=True)
     assert [part["changed"] for part in again] == [False] * 5
     assert "no work was done" in here.run("run").stdout
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in photos.iterdir()} == before

@@ -13,15 +13,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from blake3 import blake3
 from PIL import Image
 
+from hub_stub import Hub, environment, serve
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import read_metadata
 from manifests.schema import FILES
@@ -508,86 +507,19 @@ def test_the_photographs_are_all_good(tmp_path: Path, photos: Path) -> None:
 
 # The hub, as a server on this machine.
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as downloading a dataset's files takes."""
-
-    files: dict[str, bytes]
-    requests: list[str]
-
-    def do_HEAD(self) -> None:
-        self.answer(False)
-
-    def do_GET(self) -> None:
-        self.answer(True)
-
-    def answer(self, with_body: bool) -> None:
-        path = unquote(self.path.split("?")[0])
-        self.requests.append(f"{self.command} {path}")
-        api, resolve = "/api/datasets/ann/pets", f"/datasets/ann/pets/resolve/{COMMIT}/"
-        headers = {"X-Repo-Commit": COMMIT}
-        siblings = [{"rfilename": name} for name in self.files]
-        if path in (api, f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
-            body = json.dumps({"id": "ann/pets", "sha": COMMIT, "siblings": siblings}).encode()
-        elif path.startswith(f"{api}/tree/"):
-            tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
-                for name, content in self.files.items()
-            ]
-            body = json.dumps(tree).encode()
-        elif path.startswith(resolve) and path.removeprefix(resolve) in self.files:
-            body = self.files[path.removeprefix(resolve)]
-            headers["ETag"] = f'"{blob_id(body)}"'
-        else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def blob_id(content: bytes) -> str:
-    return blake3(content).hexdigest()[:40]
-
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
+def hub() -> Iterator[tuple[str, type[Hub]]]:
     """Address and handler of a hub with the dataset ann/pets."""
-    handler = type("PetsHub", (Hub,), {"files": {}, "requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", handler
-        server.shutdown()
-        thread.join()
+    with serve("ann/pets", "datasets/") as running:
+        yield running
 
 
 def run_with_hub(root: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
     """discover as a command: huggingface_hub reads HF_ENDPOINT when it is imported."""
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(root / "hub"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        environment.pop(name, None)
     return subprocess.run(
         [sys.executable, "-m", "omnigen_pipe.cli", "discover", "-w", str(root), "--json", "-q"],
-        env=environment,
+        env=environment(endpoint, root / "hub"),
         capture_output=True,
         text=True,
         check=False,
@@ -642,10 +574,9 @@ def test_a_dataset_on_the_hub(tmp_path: Path, hub: tuple[str, type[Hub]]) -> Non
         "from omnigen_pipe.images.sources import dataset_root;"
         "w = Workspace.open(sys.argv[1]); print(dataset_root(w, w.config.datasets[0]))"
     )
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub")}
     root = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env=environment,
+        env=environment(endpoint, tmp_path / "hub"),
         capture_output=True,
         text=True,
         check=True,
