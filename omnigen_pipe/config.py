@@ -12,9 +12,9 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from manifests.errors import UsageError
 
@@ -31,6 +31,8 @@ MAX_BUCKET_SIDE = 3072
 MIN_ALIGNMENT = 16
 #: VAE tiles overlap by a quarter, which must be whole latents: 4 * 8 pixels.
 TILE_ALIGNMENT = 32
+#: Seeds are what torch and TOML both take.
+MAX_SEED = 2**63 - 1
 
 
 class _Table(BaseModel):
@@ -101,7 +103,7 @@ class DatasetOptions(_Table):
         description="Where the crop lies: `center`, `random` (seeded by image and `crop_seed`) "
         "or `corner` (top left).",
     )
-    crop_seed: int = Field(0, ge=0, description='Seed of `crop_style = "random"`.')
+    crop_seed: int = Field(0, ge=0, le=MAX_SEED, description='Seed of `crop_style = "random"`.')
     crops_per_image: int = Field(
         1, ge=1, le=64, description='Crops of each image with `crop_style = "random"`.'
     )
@@ -323,12 +325,21 @@ class ValidationConfig(_Table):
     )
 
 
+def _checked_factor(value: int) -> int:
+    if value == -1 or value >= 1:
+        return value
+    raise ValueError(f"a LoKr factor is 1 or more, or -1 for near square, not {value}")
+
+
+_Factor = Annotated[int, AfterValidator(_checked_factor)]
+
+
 class LokrModuleConfig(_Table):
     """Options for the modules of one class."""
 
-    factor: int | None = Field(None, description="Kronecker factor of these modules.")
+    factor: _Factor | None = Field(None, description="Kronecker factor of these modules.")
     linear_dim: int | None = Field(None, ge=1, description="Rank of these modules.")
-    linear_alpha: float | None = Field(None, description="Alpha of these modules.")
+    linear_alpha: float | None = Field(None, gt=0, description="Alpha of these modules.")
 
 
 class LokrPresetConfig(_Table):
@@ -336,6 +347,7 @@ class LokrPresetConfig(_Table):
 
     target_module: tuple[str, ...] = Field(
         ("Attention", "FeedForward"),
+        min_length=1,
         description="Classes whose linear layers are adapted. `FeedForward` means OmniGen's "
         "`OmniGenFeedForward`.",
     )
@@ -359,8 +371,10 @@ class LokrConfig(_Table):
         description="Rank of the larger factor. At or above half of its side (10000 always is) "
         "it is a full matrix, and linear_alpha has no effect.",
     )
-    linear_alpha: float = Field(1, description="Scale of a low-rank factor: alpha / rank.")
-    factor: int = Field(16, description="Size of the smaller Kronecker factor; -1: near square.")
+    linear_alpha: float = Field(1, gt=0, description="Scale of a low-rank factor: alpha / rank.")
+    factor: _Factor = Field(
+        16, description="Size of the smaller Kronecker factor; -1: near square."
+    )
     decompose_both: bool = Field(False, description="Make the smaller factor low-rank too.")
     full_matrix: bool = Field(False, description="Full matrices whatever `linear_dim` says.")
     apply_preset: LokrPresetConfig = Field(
@@ -376,7 +390,7 @@ class TrainConfig(_Table):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name of the run: its folder is `runs/NAME`.",
     )
-    seed: int = Field(42, ge=0, description="Seed of order, noise, time and captions.")
+    seed: int = Field(42, ge=0, le=MAX_SEED, description="Seed of order, noise, time and captions.")
     max_train_steps: int = Field(
         0, ge=0, description="Optimizer steps to train; 0: unset, see num_train_epochs."
     )

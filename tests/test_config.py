@@ -57,6 +57,8 @@ def test_disabled_datasets_are_left_out() -> None:
         ({"dataset": [{**DATASET, "caption_strategy": "csv"}]}, "needs list_file"),
         ({"dataset": [{**DATASET, "crops_per_image": 2}]}, "crop_style"),
         ({"pixels": {"alpha_background": "whiteish"}}, "not a colour"),
+        ({"train": {"seed": 2**63}}, "`train.seed`.* less than or equal to 9223372036854775807"),
+        ({"lokr": {"factor": 0}}, "LoKr factor is 1 or more, or -1 for near square, not 0"),
         (
             {"lokr": {"apply_preset": {"module_algo_map": {"Attention": {"fctor": 1}}}}},
             "`lokr.apply_preset.module_algo_map.Attention.fctor`; did you mean `factor`",
