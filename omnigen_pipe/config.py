@@ -36,7 +36,9 @@ MAX_SEED = 2**63 - 1
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Strict: "3" is no number, and 1 is not true. Whole numbers still pass for decimals, and
+    # fields that are tuples say strict=False, because TOML and JSON know only lists.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class ModelConfig(_Table):
@@ -96,7 +98,9 @@ class DatasetOptions(_Table):
         "`crop_aspect_buckets`.",
     )
     crop_aspect_buckets: tuple[float, ...] = Field(
-        (), description='Aspect ratios (width / height) for `crop_aspect = "closest"`.'
+        (),
+        strict=False,
+        description='Aspect ratios (width / height) for `crop_aspect = "closest"`.',
     )
     crop_style: Literal["center", "random", "corner"] = Field(
         "center",
@@ -348,6 +352,7 @@ class LokrPresetConfig(_Table):
     target_module: tuple[str, ...] = Field(
         ("Attention", "FeedForward"),
         min_length=1,
+        strict=False,
         description="Classes whose linear layers are adapted. `FeedForward` means OmniGen's "
         "`OmniGenFeedForward`.",
     )
@@ -464,7 +469,7 @@ class Config(_Table):
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="Options for every dataset that does not set its own."
     )
-    dataset: tuple[DatasetConfig, ...] = Field(default=())
+    dataset: tuple[DatasetConfig, ...] = Field(default=(), strict=False)
     pixels: PixelsConfig = Field(default_factory=PixelsConfig)
     vae: VaeConfig = Field(default_factory=VaeConfig)
     prompts: PromptsConfig = Field(default_factory=PromptsConfig)

@@ -72,6 +72,40 @@ def test_a_fault_is_named_with_its_key_and_what_to_write(raw: dict[str, Any], me
     assert caught.value.exit_status == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("repeats", "3", "integer"),
+        ("repeats", True, "integer"),
+        ("repeats", 3.0, "integer"),
+        ("resolution", "512", "number"),
+        ("resolution", True, "number"),
+        ("crop", "no", "boolean"),
+        ("upscale", 1, "boolean"),
+        ("crop_aspect_buckets", ["1.5"], "number"),
+    ],
+)
+def test_a_value_of_another_type_is_not_guessed_at(key: str, value: Any, wanted: str) -> None:
+    with pytest.raises(UsageError, match=rf"`dataset\[0\].{key}.* valid {wanted}"):
+        parse({"dataset": [{**DATASET, key: value}]}, "test")
+
+
+def test_whole_numbers_are_numbers_and_lists_are_lists(tmp_path: Path) -> None:
+    path = tmp_path / "omnigen-pipe.toml"
+    path.write_text(
+        '[[dataset]]\nid = "cats"\ninstance_data_dir = "cats"\nresolution = 512\n'
+        "crop_aspect_buckets = [1, 1.5]\n[train]\nlearning_rate = 1\n"
+        '[lokr.apply_preset]\ntarget_module = ["Attention"]\n'
+        "module_algo_map.Attention.linear_alpha = 2\n"
+    )
+    config = load(path)
+    assert config.datasets[0].resolution == 512
+    assert config.datasets[0].crop_aspect_buckets == (1, 1.5)
+    assert config.train.learning_rate == 1
+    assert config.lokr.apply_preset.target_module == ("Attention",)
+    assert config.lokr.apply_preset.module_algo_map["Attention"].linear_alpha == 2
+
+
 def test_every_fault_of_a_file_is_named_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         parse({"trian": {}, "train": {"seed": -1}}, "test")
@@ -104,6 +138,9 @@ def test_the_guides_file_is_read_and_faults_are_named(tmp_path: Path) -> None:
     path = tmp_path / "lycoris_config.json"
     path.write_text(json.dumps(guide))
     assert read_lycoris_config(path) == LokrConfig()
+    path.write_text(json.dumps({**guide, "factor": "16"}))
+    with pytest.raises(UsageError, match="`factor` is '16'"):
+        read_lycoris_config(path)
     path.write_text(json.dumps({**guide, "fctor": 4}))
     with pytest.raises(UsageError, match="unknown key `fctor`; did you mean `factor`"):
         read_lycoris_config(path)

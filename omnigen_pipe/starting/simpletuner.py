@@ -627,8 +627,13 @@ def _convert_module(file: _File, place: str, options: Any) -> dict[str, Any]:
         return converted
     for key, value in options.items():
         if key in LokrModuleConfig.model_fields:
-            converted[key] = value
-            file.add(f"{place}.{key}", value, "taken over", f"lokr.apply_preset.{place}.{key}")
+            target, info = f"lokr.apply_preset.{place}.{key}", LokrModuleConfig.model_fields[key]
+            try:
+                converted[key] = _checked(info, value)
+            except ValidationError as error:
+                file.add(f"{place}.{key}", value, "not supported", target, _refusal(error, info))
+                continue
+            file.add(f"{place}.{key}", value, "taken over", target)
         elif key == "algo" and value == "lokr":
             file.add(f"{place}.{key}", value, "not needed", None, "always lokr")
         else:

@@ -331,6 +331,19 @@ def test_datasets_of_other_kinds(tmp_path: Path) -> None:
     assert (table.path_column, table.caption_column) == ("file", "text")
 
 
+def test_options_of_modules_are_checked_like_all_others(tmp_path: Path) -> None:
+    modules = {"Attention": {"factor": "16"}, "FeedForward": {"factor": "many"}}
+    lycoris = {**LYCORIS, "apply_preset": {"module_algo_map": modules}}
+    conversion = convert(lay_out(tmp_path / "st", lycoris=lycoris), tmp_path / "ws")
+    found = entries(conversion, "lycoris_config.json")
+    prefix = "apply_preset.module_algo_map"
+    assert found[f"{prefix}.Attention.factor"].outcome == "taken over"
+    assert found[f"{prefix}.FeedForward.factor"].outcome == "not supported"
+    preset = loaded(conversion, tmp_path / "ws").lokr.apply_preset
+    assert preset.module_algo_map["Attention"].factor == 16
+    assert preset.module_algo_map["FeedForward"].factor is None
+
+
 def test_files_beside_each_other_and_named_files(tmp_path: Path) -> None:
     st, root = tmp_path / "flat", tmp_path / "ws"
     st.mkdir()
