@@ -31,6 +31,10 @@ MAX_BUCKET_SIDE = 3072
 MIN_ALIGNMENT = 16
 #: VAE tiles overlap by a quarter, which must be whole latents: 4 * 8 pixels.
 TILE_ALIGNMENT = 32
+#: Larger sizes, in whatever unit, are slips of the pen.
+MAX_SIZE = 1_000_000
+#: A million images seen so often still make an epoch that 64 bits can count.
+MAX_REPEATS = 1_000_000
 #: Seeds are what torch and TOML both take.
 MAX_SEED = 2**63 - 1
 
@@ -56,12 +60,16 @@ class ModelConfig(_Table):
     )
 
 
+_Aspect = Annotated[float, Field(gt=0, le=MAX_SIZE)]
+
+
 class DatasetOptions(_Table):
     """What may be set for every dataset at once in `[defaults]`, and per `[[dataset]]`."""
 
     resolution: float = Field(
         1024,
         gt=0,
+        le=MAX_SIZE,
         description="Target size of the images, in the unit of `resolution_type`.",
     )
     resolution_type: Literal["pixel", "area", "pixel_area"] = Field(
@@ -70,17 +78,22 @@ class DatasetOptions(_Table):
         "side of the square of the same area, so 1024 means about 1024*1024 pixels.",
     )
     minimum_image_size: float = Field(
-        0, ge=0, description="Smaller images are left out. Unit of `resolution_type`; 0: none."
+        0,
+        ge=0,
+        le=MAX_SIZE,
+        description="Smaller images are left out. Unit of `resolution_type`; 0: none.",
     )
     maximum_image_size: float = Field(
         0,
         ge=0,
+        le=MAX_SIZE,
         description="Larger images are left out or, where `target_downsample_size` is set, "
         "shrunk to that first. Unit of `resolution_type`; 0: no limit.",
     )
     target_downsample_size: float = Field(
         0,
         ge=0,
+        le=MAX_SIZE,
         description="Size to which a large image is shrunk before it is cropped. Unit of "
         "`resolution_type`; 0: shrink until it just covers its bucket.",
     )
@@ -97,7 +110,7 @@ class DatasetOptions(_Table):
         description="`square`; `preserve`: the image's own aspect; `closest`: the nearest of "
         "`crop_aspect_buckets`.",
     )
-    crop_aspect_buckets: tuple[float, ...] = Field(
+    crop_aspect_buckets: tuple[_Aspect, ...] = Field(
         (),
         strict=False,
         description='Aspect ratios (width / height) for `crop_aspect = "closest"`.',
@@ -112,13 +125,20 @@ class DatasetOptions(_Table):
         1, ge=1, le=64, description='Crops of each image with `crop_style = "random"`.'
     )
     aspect_bucket_alignment: int = Field(
-        64, description="Bucket sides are multiples of this, itself a multiple of 16 (pixels)."
+        64,
+        gt=0,
+        le=MAX_BUCKET_SIDE,
+        multiple_of=MIN_ALIGNMENT,
+        description="Bucket sides are multiples of this, itself a multiple of 16 (pixels).",
     )
     aspect_bucket_rounding: int = Field(
         2, ge=0, le=6, description="Decimal places to which aspect ratios are rounded."
     )
     repeats: int = Field(
-        0, ge=0, description="Extra times per epoch: a sample is seen `repeats` + 1 times."
+        0,
+        ge=0,
+        le=MAX_REPEATS,
+        description="Extra times per epoch: a sample is seen `repeats` + 1 times.",
     )
     caption_strategy: Literal[
         "filename", "instanceprompt", "textfile", "jsonl", "csv", "parquet"
@@ -198,11 +218,6 @@ class DatasetConfig(DatasetOptions):
     @model_validator(mode="after")
     def _consistent(self) -> DatasetConfig:
         where = f"dataset `{self.id}`"
-        if self.aspect_bucket_alignment % MIN_ALIGNMENT or self.aspect_bucket_alignment <= 0:
-            raise ValueError(
-                f"{where}: aspect_bucket_alignment is {self.aspect_bucket_alignment}, but must "
-                f"be a positive multiple of {MIN_ALIGNMENT}"
-            )
         side = self.resolution
         if self.resolution_type == "area":
             side = math.sqrt(self.resolution * 1e6)
@@ -222,8 +237,6 @@ class DatasetConfig(DatasetOptions):
                 f'{where}: crop_aspect = "closest" needs crop_aspect_buckets, such as '
                 "[0.75, 1.0, 1.33]"
             )
-        if any(a <= 0 for a in self.crop_aspect_buckets):
-            raise ValueError(f"{where}: crop_aspect_buckets must be positive")
         if self.crops_per_image > 1 and not (self.crop and self.crop_style == "random"):
             raise ValueError(
                 f"{where}: crops_per_image = {self.crops_per_image} needs crop = true and "

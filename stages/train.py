@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import lru_cache
 
 from manifests.errors import PipeError, UsageError
+from manifests.keys import key
 from omnigen_pipe.config import LokrConfig, read_lycoris_config
 from omnigen_pipe.latents.vae import scaling_factor, vae_key
 from omnigen_pipe.model_files import model_part
@@ -29,6 +30,7 @@ from omnigen_pipe.training.frozen import (
     locate,
 )
 from omnigen_pipe.training.run import Run, check_settings, frozen_settings
+from omnigen_pipe.weights import weights_files, weights_hashes
 from omnigen_pipe.workspace import Workspace
 
 
@@ -44,18 +46,17 @@ def run(
         raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
     lokr = _lokr(workspace)
     this = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
-    settings = frozen_settings(workspace.config, lokr)
     summary = Summary("train", changed=False)
 
-    if this.exists():
-        check_settings(this.name, this.settings(), settings)
-        summary.notes += _data_changes(workspace, this)
+    checkpoint, notes = this.resume_point(config.resume_from_checkpoint)
+    if this.has_begun():
+        check_settings(this.name, this.settings(), frozen_settings(config, lokr))
+        notes += _data_changes(workspace, this)
     else:
-        summary.left_out = _start(workspace, this, settings, allow_missing)
+        summary.left_out = _freeze(workspace, this, lokr, allow_missing)
+    summary.notes += notes
     frozen = FrozenSamples.open(this.samples)
     total = _total_steps(workspace, frozen)
-    checkpoint, notes = this.resume_point(config.resume_from_checkpoint)
-    summary.notes += notes
     summary.details = {"run": str(this.folder), "total_steps": total}
     if checkpoint is None or checkpoint.position.step < total:
         return _train(workspace, progress, device, this, frozen, lokr, checkpoint, summary)
@@ -78,20 +79,22 @@ def _total_steps(workspace: Workspace, frozen: FrozenSamples) -> int:
 
 def _join(workspace: Workspace) -> tuple[Join, dict[str, str]]:
     """Today's samples with their latents and prompts, and what else a run freezes of them."""
-    vae = model_part(workspace, "vae")
+    vae, transformer = (model_part(workspace, part) for part in ("vae", "transformer"))
     tokenizer = load_configured(workspace)
-    found = join(workspace, vae_key(workspace, vae), tokenizer.key)
-    return found, {
-        "vae_key": vae_key(workspace, vae),
+    latents = vae_key(workspace, vae)
+    found = join(workspace, latents, tokenizer.key)
+    metadata = {
+        "vae_key": latents,
         "tokenizer_key": tokenizer.key,
+        "transformer_key": key(*weights_hashes(workspace, weights_files(transformer))),
         "scaling_factor": repr(scaling_factor(vae)),
         "dropout_ids": json.dumps(tokenizer.encode([dropout_prompt(workspace.config)])[0]),
-        "content": content_key(found.table),
     }
+    return found, {**metadata, "content": key(content_key(found.table), *metadata.values())}
 
 
-def _start(
-    workspace: Workspace, this: Run, settings: dict[str, object], allow_missing: bool
+def _freeze(
+    workspace: Workspace, this: Run, lokr: LokrConfig, allow_missing: bool
 ) -> dict[str, int]:
     """Freeze the samples of a new run; returns how many were left out, by reason."""
     found, metadata = _join(workspace)
@@ -107,7 +110,7 @@ def _start(
             "There is no sample to train on: every image was left out. `omnigen-pipe bucket` "
             "says why."
         )
-    this.write_settings(workspace, settings)
+    this.write_settings(workspace, frozen_settings(workspace.config.train, lokr))
     freeze(found.table, this.samples, workspace.staging, metadata)
     reasons = {
         "the image could not be decoded (see encode-vae)": found.failed,
@@ -117,13 +120,24 @@ def _start(
 
 
 def _data_changes(workspace: Workspace, this: Run) -> list[str]:
-    """A sentence where today's data differ from what the run froze, or cannot be compared."""
+    """A sentence where today's data differ from what the run froze, or cannot be compared.
+
+    Raises `UsageError` where the transformer is another one.
+    """
     frozen = FrozenSamples.open(this.samples)
     kept = f"The run `{this.name}` goes on with the {len(frozen)} samples that it froze"
     try:
         _, metadata = _join(workspace)
+    except UsageError:
+        raise
     except PipeError as error:
         return [f"{kept}; today's data were not compared with them: {error}"]
+    if metadata["transformer_key"] != frozen.metadata["transformer_key"]:
+        raise UsageError(
+            f"The run `{this.name}` was started on another transformer than "
+            f"{workspace.config.model.pretrained_model_name_or_path} holds now. Put the old one "
+            "back, or set another tracker_run_name to start a new run."
+        )
     if metadata["content"] == frozen.metadata["content"]:
         return []
     return [f"{kept}; today's data differ. Set another tracker_run_name to train on them."]
@@ -148,14 +162,20 @@ def _train(
     from omnigen_pipe.training.trainee import load_trainee
 
     config = workspace.config.train
-    reader = BatchReader(workspace.root, frozen, locate(workspace, frozen), config)
+    reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
+    if reader.locations.reencoded:
+        summary.notes.append(
+            f"{reader.locations.reencoded} latents were encoded again since the run began, and "
+            "may differ in their last bits."
+        )
     trainee = load_trainee(workspace, lokr, device)
     check_fits(trainee.transformer, frozen.bucket_names, frozen.largest_token())
     for target in trainee.targets:
         progress.note(target.describe())
     start = checkpoint.position if checkpoint else Position()
     if checkpoint is not None:
-        checkpoint.load(trainee.network, trainee.optimizer)
+        checkpoint.load(trainee)
+        checkpoints.set_aside(this.checkpoints, after=start.step)
         progress.note(f"Going on from {checkpoint.folder}")
 
     def save(position: Position) -> None:
@@ -170,26 +190,26 @@ def _train(
         MetricsWriter(this.folder, start.step, config.report_to == "tensorboard") as metrics,
         stop_on_signal() as stop,
     ):
-        end = train(trainee, plan, config, metrics, save, progress, stop)
+        reached = train(trainee, plan, config, metrics, save, progress, stop)
 
     adapter = str(checkpoint.adapter) if checkpoint else None
-    summary.changed = end != start
-    summary.counts = {
-        "samples": len(frozen),
-        "steps": end.step,
-        "steps now": end.step - start.step,
-    }
+    steps = reached.position.step
+    summary.changed = steps != start.step
+    summary.counts = {"samples": len(frozen), "steps": steps, "steps now": steps - start.step}
     summary.signal = stop.signal
     summary.details |= {
         "adapter": adapter,
+        "loss": reached.loss,
         "targets": [asdict(target) for target in trainee.targets],
         "device": str(trainee.device),
         "dtype": str(trainee.dtype).removeprefix("torch."),
     }
+    if reached.loss is not None:
+        summary.notes.append(f"Loss: {reached.loss:.4f} (mean of the last {reached.over} steps)")
     if adapter:
         summary.notes.append(f"Adapter: {adapter}")
     if stop.signal is not None:
         summary.notes.append(
-            f"Stopped by a signal at step {end.step}, saved. Run the same command to go on."
+            f"Stopped by a signal at step {steps}, saved. Run the same command to go on."
         )
     return summary

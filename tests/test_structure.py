@@ -24,6 +24,7 @@ FLOORS = [
     {"omnigen_pipe.images"},
     {"omnigen_pipe.prompts"},
     {"omnigen_pipe.device", "omnigen_pipe.model_files"},
+    {"omnigen_pipe.weights"},
     {"omnigen_pipe.workspace"},
     {
         "omnigen_pipe.config",

@@ -8,7 +8,6 @@ SDXL's shape are taken, because OmniGen knows no other latents.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.errors import UsageError
 from manifests.keys import key
-from manifests.publish import publish, staged
 from omnigen_pipe.config import VaeConfig
+from omnigen_pipe.weights import WEIGHTS_NAME, weights_files, weights_hashes
 from omnigen_pipe.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -29,11 +28,6 @@ ENCODE_VERSION = 1
 LATENT_CHANNELS = 4
 #: Pixels a side per latent.
 DOWNSCALE = 8
-
-#: A file changed this recently may change again within the resolution of its mtime.
-_SETTLED_NS = 2_000_000_000
-
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def vae_key(workspace: Workspace, folder: Path) -> str:
@@ -47,7 +41,7 @@ def vae_key(workspace: Workspace, folder: Path) -> str:
     return key(
         ENCODE_VERSION,
         json.dumps(semantic, sort_keys=True),
-        *_weights_hashes(workspace, _weights_files(folder)),
+        *weights_hashes(workspace, weights_files(folder)),
         options.vae_dtype,
         f"tiles of {options.vae_tile_size}" if options.vae_enable_tiling else "no tiles",
         options.latent_dtype,
@@ -63,7 +57,7 @@ def vae_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UsageError(
             f"There is no {path}. The VAE must be a folder in diffusers' layout, with config.json "
-            f"and {_WEIGHTS}."
+            f"and {WEIGHTS_NAME}."
         ) from error
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}. Fetch the model again.") from error
@@ -86,58 +80,6 @@ def scaling_factor(folder: Path) -> float:
     """The factor between the VAE's latents, as stored in shards, and those the model sees."""
     # 0.18215 is AutoencoderKL's own default where the configuration has none.
     return float(vae_config(folder).get("scaling_factor", 0.18215))
-
-
-def _weights_files(folder: Path) -> list[Path]:
-    """The safetensors that diffusers loads from `folder`: one file, or the index's shards."""
-    single, index = folder / _WEIGHTS, folder / f"{_WEIGHTS}.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return [folder / name for name in sorted(set(listed.values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{index} is not an index of weights: {error}") from error
-    raise UsageError(f"There is no {_WEIGHTS} in {folder}. Weights are read from it only.")
-
-
-def _weights_hashes(workspace: Workspace, files: list[Path]) -> list[str]:
-    """BLAKE3 of each file, taken from memory where size and modification time are the same."""
-    remembered_in = workspace.root / "manifests" / "weights.json"
-    remembered = _remembered(remembered_in)
-    hashes, learned = [], False
-    for file in files:
-        try:
-            stat = file.stat()
-        except FileNotFoundError as error:
-            raise UsageError(f"{file} is gone. Fetch the model again.") from error
-        identity = [stat.st_size, stat.st_mtime_ns]
-        entry = remembered.get(str(file.resolve()))
-        if isinstance(entry, list) and entry[:2] == identity and len(entry) == 3:
-            hashes.append(str(entry[2]))
-            continue
-        from blake3 import blake3
-
-        digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
-        hashes.append(digest)
-        if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
-            remembered[str(file.resolve())] = [*identity, digest]
-            learned = True
-    if learned:
-        path = staged(workspace.staging, remembered_in)
-        path.write_text(json.dumps(remembered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        publish(path, remembered_in)
-    return hashes
-
-
-def _remembered(path: Path) -> dict[str, Any]:
-    """The hashes remembered in `path`; none where it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:

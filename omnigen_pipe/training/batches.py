@@ -6,17 +6,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.latents.shards import read_latent, shard_path
+from omnigen_pipe.latents.shards import MissingShardError, read_latent, shard_path
 from omnigen_pipe.model import flow
-from omnigen_pipe.training.draws import Moment
-from omnigen_pipe.training.frozen import FrozenSamples, Locations
+from omnigen_pipe.training.draws import Appearance
+from omnigen_pipe.training.frozen import FrozenSamples, Locations, locate
 from omnigen_pipe.training.order import MicroBatch
+from omnigen_pipe.workspace import Workspace
 
 #: Micro-batches that are read ahead of the one being computed.
 READ_AHEAD = 4
@@ -39,11 +40,11 @@ class Batch:
     regularisation: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class BatchReader:
     """Assembles micro-batches from frozen samples and the shards that hold their latents."""
 
-    workspace: Path
+    workspace: Workspace
     frozen: FrozenSamples
     locations: Locations
     config: TrainConfig
@@ -54,17 +55,8 @@ class BatchReader:
         dropout = self.frozen.dropout_prompt()
         moments, noise, posterior, normals, prompts = [], [], [], [], []
         for row, index, repeat in zip(rows, micro.samples, micro.repeats, strict=True):
-            draw = Moment(self.config.seed, row["sample_id"], epoch, int(repeat))
-            latent = torch.from_numpy(
-                read_latent(
-                    shard_path(self.workspace, self.locations.shards[index]),
-                    int(self.locations.offsets[index]),
-                    row["nbytes"],
-                    row["checksum"],
-                    tuple(row["shape"]),
-                    row["dtype"],
-                )
-            )
+            draw = Appearance(self.config.seed, row["sample_id"], epoch, int(repeat))
+            latent = torch.from_numpy(self._latent(row, int(index)))
             shape = (latent.shape[0] // 2, *latent.shape[1:])
             moments.append(latent)
             noise.append(draw.normal("noise", shape))
@@ -86,6 +78,26 @@ class BatchReader:
             t=flow.times(torch.stack(normals)),
             prompts=prompts,
             regularisation=torch.tensor([row["split"] == "regularisation" for row in rows]),
+        )
+
+    def _latent(self, row: dict[str, Any], index: int) -> np.ndarray:
+        """The moments of one frozen row `[8, H/8, W/8]`; looks again where its shard is gone."""
+        try:
+            return self._read(row, index)
+        except MissingShardError:
+            # Maintenance may have moved latents to other shards since the last look.
+            self.locations = locate(self.workspace, self.frozen)
+            return self._read(row, index)
+
+    def _read(self, row: dict[str, Any], index: int) -> np.ndarray:
+        places = self.locations
+        return read_latent(
+            shard_path(self.workspace.root, places.shards[index]),
+            int(places.offsets[index]),
+            row["nbytes"],
+            int(places.checksums[index]),
+            tuple(row["shape"]),
+            row["dtype"],
         )
 
 

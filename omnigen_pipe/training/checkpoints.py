@@ -16,17 +16,15 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from manifests.errors import PipeError
+from manifests.errors import PipeError, UsageError
 from manifests.publish import make_folder, publish, staged
 from omnigen_pipe.config import LokrConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from omnigen_pipe.training.trainee import Trainee
 
 ADAPTER_NAME = "adapter.safetensors"
@@ -68,15 +66,27 @@ class Checkpoint:
                 return f"{name} is damaged"
         return None
 
-    def load(self, network: Any, optimizer: torch.optim.Optimizer) -> None:
-        """Put its weights and optimizer state into both."""
+    def load(self, trainee: Trainee) -> None:
+        """Put its weights and optimizer state into `trainee`.
+
+        Raises `UsageError` where the trainee computes in another precision: the run would be
+        another one.
+        """
         import torch
 
         from omnigen_pipe.model import lokr
 
-        lokr.restore_weights(network, lokr.read_adapter(self.adapter)[0])
+        tensors, metadata = lokr.read_adapter(self.adapter)
+        now = str(trainee.dtype).removeprefix("torch.")
+        if metadata.get("dtype", now) != now:
+            raise UsageError(
+                f"{self.folder} was trained in {metadata['dtype']}, and here mixed_precision comes "
+                f"to {now}. Set mixed_precision to what gives {metadata['dtype']}, or set another "
+                "tracker_run_name to start a new run."
+            )
+        lokr.restore_weights(trainee.network, tensors)
         state = torch.load(self.folder / _OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state)
+        trainee.optimizer.load_state_dict(state)
 
 
 def _hash(path: Path) -> str:
@@ -105,6 +115,7 @@ def save(
         unfinished / ADAPTER_NAME,
         config,
         step=str(position.step),
+        dtype=str(trainee.dtype).removeprefix("torch."),
     )
     torch.save(trainee.optimizer.state_dict(), unfinished / _OPTIMIZER_NAME)
     hashes = {name: _hash(unfinished / name) for name in (ADAPTER_NAME, _OPTIMIZER_NAME)}
@@ -160,6 +171,35 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return checkpoint, skipped
         skipped.append(f"Passed over the checkpoint {folder / name}: {damage}")
     return None, skipped
+
+
+def find_adapter(path: Path) -> Path:
+    """The adapter's file for `path`: itself, a checkpoint's, or that of a run's newest checkpoint.
+
+    Raises `UsageError` where a folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if (path / ADAPTER_NAME).is_file():
+        return path / ADAPTER_NAME
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint, _ = latest(folder)
+    if checkpoint is None:
+        raise UsageError(f"There is no whole checkpoint in {path}.")
+    return checkpoint.adapter
+
+
+def set_aside(folder: Path, after: int) -> list[str]:
+    """Rename checkpoints of steps beyond `after` to `damaged-…`; returns their old names.
+
+    They were passed over when the run went on from step `after`. Kept under their names they
+    would count as newer than what comes now.
+    """
+    aside = [name for name in names(folder) if int(name.removeprefix("step-")) > after]
+    for name in aside:
+        number = len(list(folder.glob(f"damaged-*{name}")))
+        (folder / name).rename(folder / f"damaged-{number}-{name}")
+    return aside
 
 
 def prune(folder: Path, staging: Path, keep: int) -> list[str]:

@@ -17,7 +17,7 @@ from manifests.keys import key
 
 
 @dataclass(frozen=True)
-class Moment:
+class Appearance:
     """One appearance of one sample in training."""
 
     seed: int

@@ -110,8 +110,8 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
 
 
 def content_key(table: pa.Table) -> str:
-    """A key of everything in a join that training depends on."""
-    return fingerprint(table, list(_COLUMNS))
+    """A key of everything in a join that training depends on, whatever shards it lies in."""
+    return fingerprint(table, [name for name in _COLUMNS if name != "checksum"])
 
 
 def freeze(table: pa.Table, path: Path, staging: Path, metadata: Mapping[str, str]) -> None:
@@ -186,26 +186,31 @@ class FrozenSamples:
 
 @dataclass(frozen=True)
 class Locations:
-    """Where each frozen sample's latent lies now: shard and byte offset, by row."""
+    """Where each frozen sample's latent lies now, by row, and what its bytes must be.
+
+    `reencoded` counts those whose bytes are not the ones that were frozen: encoded again since,
+    in another batch, which may change their last bits.
+    """
 
     shards: list[str]
     offsets: NDArray[np.int64]
+    checksums: NDArray[np.uint64]
+    reencoded: int
 
 
 def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
     """Look up every latent of `frozen`; raises `PipeError` where one is gone."""
+    wanted = frozen.table.select(["pixels_key", "checksum"])
     found = query(
         """
-        SELECT f.row, l.shard, l."offset", l.checksum
+        SELECT l.shard, l."offset", l.checksum, l.checksum <> f.checksum AS reencoded
         FROM frozen AS f
         LEFT JOIN (SELECT * FROM latents WHERE vae_key = $1 AND status = 'ok') AS l
         USING (pixels_key)
         ORDER BY f.row
         """,
         frozen.metadata["vae_key"],
-        frozen=frozen.table.select(["pixels_key"]).append_column(
-            "row", pa.array(range(len(frozen)), pa.int64())
-        ),
+        frozen=wanted.append_column("row", pa.array(range(len(frozen)), pa.int64())),
         latents=current_latents(workspace.latents.read(), workspace.root),
     )
     gone = int(found["shard"].null_count)
@@ -214,4 +219,9 @@ def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
             f"{gone} of the run's {len(frozen)} latents are gone. Run `omnigen-pipe encode-vae` "
             "to make them again, or start a new run with another tracker_run_name."
         )
-    return Locations(found["shard"].to_pylist(), found["offset"].to_numpy())
+    return Locations(
+        found["shard"].to_pylist(),
+        found["offset"].to_numpy(),
+        found["checksum"].to_numpy(),
+        pc.sum(found["reencoded"]).as_py() or 0,
+    )

@@ -12,6 +12,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,6 +31,18 @@ from omnigen_pipe.training.metrics import MetricsWriter
 from omnigen_pipe.training.optimizers import clip_gradients, learning_rate
 from omnigen_pipe.training.order import Epoch, MicroBatch
 from omnigen_pipe.training.trainee import Trainee
+
+#: So many steps the shown loss is the mean of.
+RECENT_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """The position reached, and the mean loss of the last `over` steps (None without any)."""
+
+    position: Position
+    loss: float | None
+    over: int
 
 
 @dataclass(frozen=True)
@@ -113,15 +126,16 @@ def train(
     save: Callable[[Position], object],
     progress: Progress,
     stop: StopRequest,
-) -> Position:
-    """Train until the plan's end or a stop request; returns the position reached, saved.
+) -> Progressed:
+    """Train until the plan's end or a stop request; what was reached is saved.
 
-    Raises `PipeError` where the loss is not finite; the last checkpoint is then the last good
-    one.
+    Raises `PipeError` where the loss or the gradient is not finite; that step is not taken, and
+    the last checkpoint is the last good one.
     """
     trainee.transformer.train()
     trainee.network.train()
     position, saved = plan.start, plan.start
+    recent: deque[float] = deque(maxlen=RECENT_STEPS)
     batches = read_ahead(
         ((micro, step.epoch) for step in _steps(plan) for micro in step.batches),
         lambda item: plan.read(*item),
@@ -135,18 +149,17 @@ def train(
             started = time.monotonic()
             loss, long_rows = _accumulate(trainee, step, batches)
             if not math.isfinite(loss):
-                raise PipeError(
-                    f"The loss of step {step.after.step} is {loss}. The step was not taken; the "
-                    f"last checkpoint is of step {saved.step}. Lower learning_rate, or set "
-                    'mixed_precision = "no".'
-                )
+                raise PipeError(_not_finite("loss", loss, step, saved))
             rate = learning_rate(position.step, config)
             for group in trainee.optimizer.param_groups:
                 group["lr"] = rate
             norm = clip_gradients(trainee.parameters(), config)
+            if not math.isfinite(norm):
+                raise PipeError(_not_finite("gradient", norm, step, saved))
             trainee.optimizer.step()
             trainee.optimizer.zero_grad(set_to_none=True)
             position = step.after
+            recent.append(loss)
 
             speed = step.samples / (time.monotonic() - started)
             memory = peak_memory(trainee.device)
@@ -163,8 +176,8 @@ def train(
                     "memory_gib": memory,
                 },
             )
-            detail = f"loss {loss:.4f}  lr {rate:.2e}  {speed:.2f} samples/s  {memory:.1f} GiB"
-            advance(1, detail)
+            mean = sum(recent) / len(recent)
+            advance(1, f"loss {mean:.3f} lr {rate:.1e} {speed:.1f}/s {memory:.1f}GiB")
 
             interval = config.checkpoint_step_interval
             if interval and position.step % interval == 0:
@@ -174,7 +187,15 @@ def train(
                 break
     if position != saved:
         save(position)
-    return position
+    return Progressed(position, sum(recent) / len(recent) if recent else None, len(recent))
+
+
+def _not_finite(what: str, value: float, step: _Step, saved: Position) -> str:
+    return (
+        f"The {what} of step {step.after.step} is {value}. The step was not taken; the last "
+        f"checkpoint is of step {saved.step}. Lower learning_rate, or set mixed_precision = "
+        '"no".'
+    )
 
 
 def _accumulate(trainee: Trainee, step: _Step, batches: Iterator[Batch]) -> tuple[float, int]:
@@ -183,9 +204,16 @@ def _accumulate(trainee: Trainee, step: _Step, batches: Iterator[Batch]) -> tupl
     long_rows = 0
     for _ in step.batches:
         batch = next(batches)
-        losses = micro_batch_losses(trainee, batch)
-        share = losses.sum() / step.samples
-        share.backward()  # type: ignore[no-untyped-call]
+        try:
+            share = micro_batch_losses(trainee, batch).sum() / step.samples
+            share.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError as error:
+            raise PipeError(
+                f"{trainee.device} ran out of memory at {len(batch.sample_ids)} samples of "
+                f"{batch.bucket} in step {step.after.step}. Lower train_batch_size, set "
+                "gradient_checkpointing = true, take FeedForward out of target_module, or lower "
+                "the resolution."
+            ) from error
         total += share.detach()
         long_rows += long_table_rows(trainee, batch)
     return total.item(), long_rows

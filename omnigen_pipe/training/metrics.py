@@ -59,7 +59,7 @@ class MetricsWriter:
 
     def write(self, step: int, values: dict[str, float | int]) -> None:
         """Record the numbers of `step` (1, 2, …: steps done)."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():

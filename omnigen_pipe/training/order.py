@@ -76,8 +76,8 @@ def epoch_order(
 ) -> Epoch:
     """The order of epoch `epoch` (0, 1, …).
 
-    `buckets` `[N]`: a small integer per sample; `repeats` `[N]`: extra times per epoch. Within
-    a bucket every sample comes once before any comes twice.
+    `buckets` `[N]`: a small integer per sample; `repeats` `[N]`: extra times per epoch. A
+    micro-batch holds a sample twice only where one round of its bucket ends and the next begins.
     """
     words = np.random.Philox(key=int(key("order", seed, epoch), 16))
     samples = np.repeat(np.arange(len(buckets), dtype=np.int64), repeats + 1)

@@ -15,15 +15,17 @@ means; what may change (learning rate, intervals, logging) is said and taken.
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import PipeError, UsageError
 from manifests.publish import publish, staged
-from omnigen_pipe.config import CONFIG_NAME, Config, LokrConfig
+from omnigen_pipe.config import CONFIG_NAME, LokrConfig, TrainConfig
 from omnigen_pipe.training import checkpoints
 from omnigen_pipe.training.checkpoints import Checkpoint
 from omnigen_pipe.workspace import Workspace
@@ -43,26 +45,35 @@ CHANGEABLE = frozenset(
         "resume_from_checkpoint",
         "report_to",
         "lycoris_config",  # what it says is compared, not where it lies
+        "mixed_precision",  # what it comes to on the device is compared
     }
 )
 
 
-def frozen_settings(config: Config, lokr: LokrConfig) -> dict[str, Any]:
-    """The settings that must stay the same over a run's life, by their names."""
-    train = config.train.model_dump(mode="json")
+def frozen_settings(config: TrainConfig, lokr: LokrConfig) -> dict[str, Any]:
+    """The settings that must stay the same over a run's life, flat, by their names."""
+    train = config.model_dump(mode="json")
     settings = {name: value for name, value in train.items() if name not in CHANGEABLE}
-    settings["pretrained_model_name_or_path"] = config.model.pretrained_model_name_or_path
-    settings["revision"] = config.model.revision
-    settings["lokr"] = lokr.model_dump(mode="json")
-    return settings
+    return settings | _flat("lokr", lokr.model_dump(mode="json"))
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = [_flat(f"{name}.{key}", inner) for key, inner in value.items()]
+    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def check_settings(name: str, frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `UsageError` listing every setting that differs from the run's own."""
+    """Raise `UsageError` listing every setting that differs from the run's own.
+
+    A setting that the run does not know came with a later version: it ran with the default.
+    """
+    known = {**frozen_settings(TrainConfig(), LokrConfig()), **frozen}
     changed = [
-        f"{setting}: {frozen.get(setting)!r} → {now.get(setting)!r}"
+        f"{setting}: {known.get(setting)!r} → {now.get(setting)!r}"
         for setting in sorted({*frozen, *now})
-        if frozen.get(setting) != now.get(setting)
+        if known.get(setting) != now.get(setting)
     ]
     if changed:
         raise UsageError(
@@ -70,6 +81,12 @@ def check_settings(name: str, frozen: Mapping[str, Any], now: Mapping[str, Any])
             + "\n  ".join(changed)
             + "\nPut them back, or set another tracker_run_name to start a new run."
         )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers of a run depend on: losses are equal only where these are."""
+    packages = ("omnigen-pipe", "torch", "diffusers", "lycoris-lora", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Run:
 
     @property
     def samples(self) -> Path:
-        """The frozen samples; the run exists from the moment they are there."""
+        """The frozen samples."""
         return self.folder / "samples.arrow"
 
     @property
@@ -89,9 +106,9 @@ class Run:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"
 
-    def exists(self) -> bool:
-        """Whether the run was started."""
-        return self.samples.exists()
+    def has_begun(self) -> bool:
+        """Whether it has a checkpoint; until then it may be frozen anew."""
+        return self.samples.exists() and bool(checkpoints.names(self.checkpoints))
 
     def settings(self) -> dict[str, Any]:
         """The settings it was started with."""
@@ -105,7 +122,8 @@ class Run:
         """Publish `run.json`, and a copy of the configuration file where there is one."""
         path = self.folder / "run.json"
         unfinished = staged(workspace.staging, path)
-        unfinished.write_text(json.dumps({"settings": settings}, indent=2) + "\n", "utf-8")
+        entries = {"settings": settings, "versions": versions()}
+        unfinished.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
         publish(unfinished, path)
         source = workspace.root / CONFIG_NAME
         if source.exists():
@@ -126,7 +144,14 @@ class Run:
                 )
             return None, []
         if wanted == "latest":
-            return checkpoints.latest(self.checkpoints)
+            checkpoint, skipped = checkpoints.latest(self.checkpoints)
+            if checkpoint is None and skipped:
+                raise PipeError(
+                    f"No checkpoint of the run `{self.name}` is whole:\n  "
+                    + "\n  ".join(skipped)
+                    + f"\nRestore one, or move {self.checkpoints} away to begin at step 0."
+                )
+            return checkpoint, skipped
         names = checkpoints.names(self.checkpoints)
         if wanted not in names:
             raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -139,3 +140,79 @@ def test_missing_latents_stop_training_unless_allowed(
     assert "omnigen-pipe encode-vae" in here.run("train", status=1).stderr
     summary = here.json("train", "--allow-missing")
     assert summary["left_out"] == {"no latent or prompt yet": 5 - summary["counts"]["samples"]}
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(
+    prepared: Callable[..., Project],
+) -> None:
+    here = prepared(max_train_steps=8, checkpoint_step_interval=4, checkpoints_total_limit=2)
+    here.run("train")
+    whole = _losses(here)
+    checkpoints = here.root / "runs" / "default" / "checkpoints"
+    (checkpoints / "step-00000008" / "optimizer.pt").write_bytes(b"")
+    _set(here, checkpoints_total_limit=1, max_train_steps=7)
+    summary = here.json("train")
+    assert any("step-00000008" in note for note in summary["notes"])
+    assert Path(summary["adapter"]).is_file()
+    assert _losses(here) == whole[:7]
+    names = sorted(p.name for p in checkpoints.iterdir())
+    assert names == ["damaged-0-step-00000008", "step-00000007"]
+    assert here.json("train")["changed"] is False
+
+
+def test_a_first_start_that_failed_can_be_mended(prepared: Callable[..., Project]) -> None:
+    here = prepared(max_train_steps=2)
+    path = here.root / "omnigen-pipe.toml"
+    good = path.read_text()
+    path.write_text(good + '[lokr.apply_preset]\ntarget_module = ["Atention"]\n')
+    here.run("train", status=2)
+    path.write_text(good)
+    _set(here, train_batch_size=1)
+    assert here.json("train")["counts"]["steps"] == 2
+
+
+def test_a_run_goes_on_with_latents_that_were_encoded_again(
+    prepared: Callable[..., Project],
+) -> None:
+    here = prepared(max_train_steps=3)
+    here.run("train")
+    shutil.rmtree(here.root / "latents")
+    _set(here, max_train_steps=6)
+    assert "omnigen-pipe encode-vae" in here.run("train", status=1).stderr
+    path = here.root / "omnigen-pipe.toml"
+    path.write_text(path.read_text() + "[vae]\nvae_batch_size = 1\n")
+    here.run("encode-vae")
+    assert here.json("train")["counts"]["steps"] == 6
+
+
+def test_another_transformer_or_dropout_prompt_is_noticed(
+    prepared: Callable[..., Project], tmp_path: Path, small_omnigen: Path
+) -> None:
+    here = prepared(max_train_steps=2, caption_dropout_prompt="negative")
+    here.run("train")
+    path = here.root / "omnigen-pipe.toml"
+    text = path.read_text()
+    path.write_text(text + '[validation]\nvalidation_negative_prompt = "ugly"\n')
+    here.run("tokenize")
+    assert any("today's data differ" in note for note in here.json("train")["notes"])
+
+    moved = tmp_path / "moved"
+    shutil.copytree(small_omnigen, moved)
+    path.write_text(text.replace(str(small_omnigen), str(moved)))
+    assert here.json("train")["notes"][0].startswith("The run `default` is complete")
+    weights = moved / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "another transformer" in here.run("train", status=2).stderr
+
+
+def test_a_run_of_an_earlier_version_goes_on(prepared: Callable[..., Project]) -> None:
+    here = prepared(max_train_steps=1)
+    here.run("train")
+    path = here.root / "runs" / "default" / "run.json"
+    run = json.loads(path.read_text())
+    del run["settings"]["vae_posterior"]
+    path.write_text(json.dumps(run))
+    _set(here, max_train_steps=2)
+    assert here.json("train")["counts"]["steps"] == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from manifests.errors import PipeError, UsageError
-from omnigen_pipe.config import Config, LokrConfig, parse
+from omnigen_pipe.config import LokrConfig, TrainConfig
 from omnigen_pipe.training import checkpoints
 from omnigen_pipe.training.checkpoints import Position
 from omnigen_pipe.training.run import Run, check_settings, frozen_settings
@@ -30,7 +30,7 @@ def _trainee(value: float = 0.5) -> Any:
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
     network.layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return SimpleNamespace(network=network, optimizer=optimizer)
+    return SimpleNamespace(network=network, optimizer=optimizer, dtype=torch.float32)
 
 
 def _save(folder: Path, step: int, value: float = 0.5) -> checkpoints.Checkpoint:
@@ -47,7 +47,7 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     assert skipped == []
     assert found.position == Position(7, 1, 2)
     other = _trainee(9.0)
-    found.load(other.network, other.optimizer)
+    found.load(other)
     original = _trainee(0.25)
     assert torch.equal(other.network.layer.weight, original.network.layer.weight)
     first, second = (t.optimizer.state_dict()["state"][0] for t in (other, original))
@@ -117,15 +117,46 @@ def test_a_run_goes_on_from_what_is_asked_for(tmp_path: Path) -> None:
         run.resume_point("step-00000010")
 
 
-def _config(**train: object) -> Config:
-    return parse({"train": train}, "test")
-
-
-def test_settings_that_give_a_run_its_meaning_are_held(tmp_path: Path) -> None:
-    frozen = frozen_settings(_config(), LokrConfig())
-    check_settings("r", frozen, frozen_settings(_config(learning_rate=1.0), LokrConfig()))
-    check_settings("r", frozen, frozen_settings(_config(max_train_steps=9), LokrConfig()))
+def test_settings_that_give_a_run_its_meaning_are_held() -> None:
+    frozen = frozen_settings(TrainConfig(), LokrConfig())
+    check_settings("r", frozen, frozen_settings(TrainConfig(learning_rate=1.0), LokrConfig()))
+    check_settings("r", frozen, frozen_settings(TrainConfig(max_train_steps=9), LokrConfig()))
     with pytest.raises(UsageError, match=r"train_batch_size: 1 → 4"):
-        check_settings("r", frozen, frozen_settings(_config(train_batch_size=4), LokrConfig()))
-    with pytest.raises(UsageError, match=r"lokr: "):
-        check_settings("r", frozen, frozen_settings(_config(), LokrConfig(factor=4)))
+        check_settings("r", frozen, frozen_settings(TrainConfig(train_batch_size=4), LokrConfig()))
+    with pytest.raises(UsageError, match=r"\n  lokr\.factor: 16 → 4\n"):
+        check_settings("r", frozen, frozen_settings(TrainConfig(), LokrConfig(factor=4)))
+
+
+def test_a_setting_of_a_later_version_had_its_default() -> None:
+    frozen = frozen_settings(TrainConfig(), LokrConfig())
+    del frozen["adam_beta1"]
+    check_settings("r", frozen, frozen_settings(TrainConfig(), LokrConfig()))
+    with pytest.raises(UsageError, match=r"adam_beta1: 0\.9 → 0\.5"):
+        check_settings("r", frozen, frozen_settings(TrainConfig(adam_beta1=0.5), LokrConfig()))
+
+
+def test_another_precision_is_refused(tmp_path: Path) -> None:
+    saved = _save(tmp_path, 1)
+    trainee = _trainee()
+    trainee.dtype = torch.bfloat16
+    with pytest.raises(UsageError, match=r"trained in float32.*bfloat16"):
+        saved.load(trainee)
+
+
+def test_checkpoints_passed_over_are_set_aside_and_never_count_as_newest(tmp_path: Path) -> None:
+    folder, staging = tmp_path / "checkpoints", tmp_path / "staging"
+    _save(tmp_path, 4)
+    for _ in range(2):
+        _save(tmp_path, 8).adapter.write_bytes(b"")
+        assert checkpoints.set_aside(folder, after=4) == ["step-00000008"]
+    saved = _save(tmp_path, 7)
+    assert checkpoints.prune(folder, staging, 1) == ["step-00000004"]
+    assert checkpoints.latest(folder) == (saved, [])
+    kept = sorted(p.name for p in folder.iterdir())
+    assert kept == ["damaged-0-step-00000008", "damaged-1-step-00000008", "step-00000007"]
+
+
+def test_when_no_checkpoint_is_whole_nothing_begins_again_unasked(tmp_path: Path) -> None:
+    _save(tmp_path, 4).adapter.write_bytes(b"")
+    with pytest.raises(PipeError, match=r"No checkpoint of the run `r` is whole(.|\n)*step 0"):
+        Run("r", tmp_path).resume_point("latest")

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigen_pipe.training.draws import Moment
+from omnigen_pipe.training.draws import Appearance
 
-MOMENTS = st.builds(
-    Moment,
+APPEARANCES = st.builds(
+    Appearance,
     st.integers(0, 5),
     st.sampled_from(["a", "b", "ab"]),
     st.integers(0, 5),
@@ -18,25 +18,25 @@ MOMENTS = st.builds(
 
 
 @settings(max_examples=200, deadline=None)
-@given(one=MOMENTS, other=MOMENTS)
-def test_streams_are_equal_exactly_when_the_moments_are(one: Moment, other: Moment) -> None:
+@given(one=APPEARANCES, other=APPEARANCES)
+def test_streams_are_equal_exactly_when_the_names_are(one: Appearance, other: Appearance) -> None:
     equal = torch.equal(one.normal("noise", (8,)), other.normal("noise", (8,)))
     assert equal == (one == other)
 
 
 def test_purposes_have_streams_of_their_own() -> None:
-    moment = Moment(1, "a", 0, 0)
-    assert not torch.equal(moment.normal("noise", (8,)), moment.normal("posterior", (8,)))
+    one = Appearance(1, "a", 0, 0)
+    assert not torch.equal(one.normal("noise", (8,)), one.normal("posterior", (8,)))
 
 
 def test_a_larger_draw_begins_with_the_smaller_one() -> None:
     """So that nothing depends on how much is drawn at once."""
-    moment = Moment(1, "a", 0, 0)
-    assert torch.equal(moment.normal("noise", (64,))[:8], moment.normal("noise", (8,)))
+    one = Appearance(1, "a", 0, 0)
+    assert torch.equal(one.normal("noise", (64,))[:8], one.normal("noise", (8,)))
 
 
 def test_the_draws_are_standard_normal_float32_and_uncorrelated() -> None:
-    draws = torch.stack([Moment(0, f"s{i}", 0, 0).normal("noise", (256,)) for i in range(400)])
+    draws = torch.stack([Appearance(0, f"s{i}", 0, 0).normal("noise", (256,)) for i in range(400)])
     assert draws.dtype == torch.float32
     assert abs(draws.mean().item()) < 0.01
     assert abs(draws.std().item() - 1) < 0.01
@@ -44,9 +44,9 @@ def test_the_draws_are_standard_normal_float32_and_uncorrelated() -> None:
 
 
 def test_choices_and_chances_have_their_rates() -> None:
-    moments = [Moment(0, f"s{i}", 0, 0) for i in range(2000)]
-    share = sum(m.chance("dropout", 0.1) for m in moments) / len(moments)
+    appearances = [Appearance(0, f"s{i}", 0, 0) for i in range(2000)]
+    share = sum(m.chance("dropout", 0.1) for m in appearances) / len(appearances)
     assert 0.07 < share < 0.13
-    assert {m.choice("caption", 3) for m in moments} == {0, 1, 2}
-    assert not any(m.chance("dropout", 0.0) for m in moments)
-    assert all(m.chance("dropout", 1.0) for m in moments)
+    assert {m.choice("caption", 3) for m in appearances} == {0, 1, 2}
+    assert not any(m.chance("dropout", 0.0) for m in appearances)
+    assert all(m.chance("dropout", 1.0) for m in appearances)

@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from manifests.errors import PipeError
-from omnigen_pipe.config import Config, LokrConfig, parse
+from omnigen_pipe.config import Config, LokrConfig, TrainConfig, parse
 from omnigen_pipe.model import flow
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.transformer import predict_velocity
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.stop import StopRequest
-from omnigen_pipe.training import checkpoints
+from omnigen_pipe.training import checkpoints, loop
 from omnigen_pipe.training.batches import Batch
 from omnigen_pipe.training.checkpoints import Position
 from omnigen_pipe.training.loop import Plan, micro_batch_losses, train
 from omnigen_pipe.training.metrics import METRICS_NAME, MetricsWriter, truncate
+from omnigen_pipe.training.optimizers import clip_gradients
 from omnigen_pipe.training.order import MicroBatch, epoch_order
 from omnigen_pipe.training.trainee import Trainee, load_trainee
 from omnigen_pipe.workspace import Workspace
@@ -99,7 +100,7 @@ def _train(
     trainee = load_trainee(workspace, LokrConfig(), "cpu")
     start = Position()
     if resume is not None:
-        resume.load(trainee.network, trainee.optimizer)
+        resume.load(trainee)
         start = resume.position
     saved: list[checkpoints.Checkpoint] = []
 
@@ -227,6 +228,57 @@ def test_a_loss_that_is_not_finite_ends_training_before_the_step(
         _train(tmp_path / "run", config, 20, read=read)
 
 
+def test_a_gradient_that_is_not_finite_ends_training_before_the_step(
+    small_omnigen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the loss is finite: the step would spoil the adapter and its checkpoint."""
+    calls = 0
+
+    def spoil(parameters: list[torch.nn.Parameter], config: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            parameters[0].grad[0] = math.nan
+        return clip_gradients(parameters, TrainConfig())
+
+    monkeypatch.setattr(loop, "clip_gradients", spoil)
+    config = _config(small_omnigen, checkpoint_step_interval=1)
+    with pytest.raises(PipeError, match=r"gradient of step 3 is nan.*checkpoint is of step 2"):
+        _train(tmp_path / "run", config, 20)
+    last = checkpoints.latest(tmp_path / "run" / "checkpoints")[0]
+    assert last is not None
+    assert all(t.isfinite().all() for t in read_adapter(last.adapter)[0].values())
+
+
+def test_running_out_of_memory_says_what_to_lower(
+    small_omnigen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "micro_batch_losses", exhaust)
+    with pytest.raises(PipeError, match=r"cpu ran out of memory.*train_batch_size"):
+        _train(tmp_path / "run", _config(small_omnigen), 5)
+
+
+def test_tensorboard_gets_the_same_numbers_and_forgets_what_is_computed_again(
+    small_omnigen: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, losses in ((0, [3.0, 2.0, 1.0]), (1, [2.5, 1.5])):
+        with MetricsWriter(tmp_path, done, tensorboard=True) as writer:
+            for number, loss in enumerate(losses, start=done + 1):
+                writer.write(number, {"loss": loss, "learning_rate": 0.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
+        (1, 3.0),
+        (2, 2.5),
+        (3, 1.5),
+    ]
+    assert [e.value for e in events.Scalars("train/learning_rate")] == [0.5] * 3
+
+
 def test_regularisation_data_learn_the_base_models_prediction(
     small_omnigen: Path, tmp_path: Path
 ) -> None:
@@ -271,7 +323,10 @@ def test_the_base_model_never_changes(small_omnigen: Path, tmp_path: Path) -> No
 
 def test_gradient_checkpointing_gives_the_same_losses(small_omnigen: Path, tmp_path: Path) -> None:
     _train(tmp_path / "plain", _config(small_omnigen), 5)
-    _train(tmp_path / "checkpointed", _config(small_omnigen, gradient_checkpointing=True), 5)
+    trainee, _ = _train(
+        tmp_path / "checkpointed", _config(small_omnigen, gradient_checkpointing=True), 5
+    )
+    assert trainee.transformer.is_gradient_checkpointing
     assert np.allclose(_losses(tmp_path / "plain"), _losses(tmp_path / "checkpointed"), rtol=1e-5)
 
 

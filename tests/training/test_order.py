@@ -73,20 +73,20 @@ def test_only_full_and_one_short_micro_batch_per_bucket(
         assert sum(length < batch for length in lengths) <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(samples=SAMPLES, batch=BATCH, seed=SEED)
-def test_no_sample_comes_twice_before_its_bucket_mates_came_once(
+def test_a_micro_batch_holds_a_sample_twice_only_across_rounds(
     samples: list[tuple[int, int]], batch: int, seed: int
 ) -> None:
-    """Before the micro-batches are shuffled, a bucket's rounds follow one another."""
     order = _epoch(samples, batch, 1, seed)
-    for bucket in {b for b, _ in samples}:
-        rounds = [
-            r
-            for i, r in zip(order.samples.tolist(), order.repeats.tolist(), strict=True)
-            if samples[i][0] == bucket
-        ]
+    for index in range(len(order)):
+        (one,) = order.global_batch(index)
+        rounds = one.repeats.tolist()
         assert rounds == sorted(rounds)
+        pairs = list(zip(one.samples.tolist(), rounds, strict=True))
+        assert len(set(pairs)) == len(pairs)
+        if len(set(rounds)) == 1:
+            assert len(set(one.samples.tolist())) == len(one.samples)
 
 
 @settings(max_examples=100, deadline=None)

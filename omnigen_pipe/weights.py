@@ -1,0 +1,73 @@
+"""The weight files of a model's part: which they are, and the hashes that name them.
+
+Gigabytes are hashed once and remembered by path, size and modification time. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import UsageError
+from manifests.publish import publish, staged
+from omnigen_pipe.workspace import Workspace
+
+#: diffusers' name of the weights in a part's folder; an index beside it where they are split.
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+#: A file changed this recently may change again within the resolution of its mtime.
+_SETTLED_NS = 2_000_000_000
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The safetensors that diffusers loads from `folder`: one file, or the index's shards."""
+    single, index = folder / WEIGHTS_NAME, folder / f"{WEIGHTS_NAME}.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return [folder / name for name in sorted(set(listed.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{index} is not an index of weights: {error}") from error
+    raise UsageError(f"There is no {WEIGHTS_NAME} in {folder}. Weights are read from it only.")
+
+
+def weights_hashes(workspace: Workspace, files: list[Path]) -> list[str]:
+    """BLAKE3 of each file, taken from memory where size and modification time are the same."""
+    remembered_in = workspace.root / "manifests" / "weights.json"
+    remembered = _remembered(remembered_in)
+    hashes, learned = [], False
+    for file in files:
+        try:
+            stat = file.stat()
+        except FileNotFoundError as error:
+            raise UsageError(f"{file} is gone. Fetch the model again.") from error
+        identity = [stat.st_size, stat.st_mtime_ns]
+        entry = remembered.get(str(file.resolve()))
+        if isinstance(entry, list) and entry[:2] == identity and len(entry) == 3:
+            hashes.append(str(entry[2]))
+            continue
+        from blake3 import blake3
+
+        digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
+        hashes.append(digest)
+        if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+            remembered[str(file.resolve())] = [*identity, digest]
+            learned = True
+    if learned:
+        path = staged(workspace.staging, remembered_in)
+        path.write_text(json.dumps(remembered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        publish(path, remembered_in)
+    return hashes
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """The hashes remembered in `path`; none where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
