@@ -78,16 +78,17 @@ def _module(name: str, part: dict[str, torch.Tensor]) -> ModuleReport:
 def show_report(report: AdapterReport) -> None:
     """Print a report for a person on stdout."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(report.path, markup=False)
     for name, value in sorted(report.metadata.items()):
         console.print(f"  {name}: {value}", markup=False)
-    table = Table("module", "change", "parameters", "rms of the change")
+    columns = ("module", "change", "parameters", "rms")
+    table = Table(*(Column(name, no_wrap=True) for name in columns), show_edge=False)
     for module in report.modules:
         table.add_row(
-            module.name,
+            module.name.removeprefix("lycoris_"),
             f"{module.rows} x {module.columns}",
             f"{module.parameters:,}",
             f"{module.delta_rms:.2e}",

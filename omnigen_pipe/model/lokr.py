@@ -56,25 +56,19 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
     # It reports on stdout, which belongs to our own summary; `count_targets` says the same.
     logger.setLevel(logging.ERROR)
     preset = config.apply_preset
-    classes = {target: CLASS_ALIASES.get(target, target) for target in preset.target_module}
-    present = {type(module).__name__ for module in transformer.modules()}
-    for target, name in classes.items():
-        if name not in present or not _linears(transformer, name):
-            raise UsageError(
-                f"LoKr target `{target}` matches nothing in {type(transformer).__name__}. "
-                f"Classes with linear layers: {', '.join(_adaptable(transformer))}."
-            )
+    check_targets(transformer, config)
+    classes = {_class_of(target) for target in preset.target_module}
     # Absent keys would persist from an earlier call: LyCORIS keeps presets as class state.
     # Its map's keys also count as targets, so only those of actual targets are handed on.
     LycorisNetwork.apply_preset(
         {
             "enable_conv": False,
-            "target_module": list(classes.values()),
+            "target_module": sorted(classes),
             "target_name": [],
             "module_algo_map": {
-                classes[target]: _module_options(options)
+                _class_of(target): _module_options(options)
                 for target, options in preset.module_algo_map.items()
-                if target in classes
+                if _class_of(target) in classes
             },
             "name_algo_map": {},
             "lora_prefix": _PREFIX,
@@ -98,6 +92,26 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
     network.apply_to()
     network.float().requires_grad_(True)
     return network
+
+
+def check_targets(transformer: nn.Module, config: LokrConfig) -> None:
+    """Raise `UsageError` for a target, or a key of the algo map, that matches nothing."""
+    preset = config.apply_preset
+    for key, names in (
+        ("target_module", preset.target_module),
+        ("module_algo_map", tuple(preset.module_algo_map)),
+    ):
+        for name in names:
+            if not _linears(transformer, _class_of(name)):
+                raise UsageError(
+                    f"LoKr target `{name}` matches nothing in {type(transformer).__name__} "
+                    f"({key}). Classes with linear layers: {', '.join(_adaptable(transformer))}."
+                )
+
+
+def _class_of(target: str) -> str:
+    """The class that a target names, whether by the guide's name or by its own."""
+    return CLASS_ALIASES.get(target, target)
 
 
 def _module_options(options: Any) -> dict[str, Any]:
@@ -133,12 +147,15 @@ def _adaptable(transformer: nn.Module) -> list[str]:
 
 
 def count_targets(transformer: nn.Module, network: Any, config: LokrConfig) -> list[TargetCount]:
-    """Modules and parameters of the adapter per target class."""
+    """Modules and parameters of the adapter per target; each module counts once.
+
+    Where one target lies within another, its modules count with the one named first.
+    """
     by_name = {lora.lora_name: lora for lora in network.loras}
     counts = []
     for target in config.apply_preset.target_module:
-        names = _linears(transformer, CLASS_ALIASES.get(target, target))
-        loras = [by_name[name] for name in names if name in by_name]
+        names = _linears(transformer, _class_of(target))
+        loras = [by_name.pop(name) for name in names if name in by_name]
         counts.append(
             TargetCount(
                 target,

@@ -18,6 +18,9 @@ from torch import nn
 class RowwiseRotaryEmbedding(nn.Module):
     """Takes the place of `transformer.rope`, with the settings of the module it replaces."""
 
+    short_factor: torch.Tensor
+    long_factor: torch.Tensor
+
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.dim = int(original.dim)
@@ -30,23 +33,22 @@ class RowwiseRotaryEmbedding(nn.Module):
             self.attention_factor = math.sqrt(
                 1 + math.log(scale) / math.log(self.original_max_position_embeddings)
             )
-        self.short_factor = tuple(float(f) for f in original.short_factor)
-        self.long_factor = tuple(float(f) for f in original.long_factor)
+        for name in ("short_factor", "long_factor"):
+            table = torch.tensor(getattr(original, name), dtype=torch.float32)
+            self.register_buffer(name, table, persistent=False)
 
     def forward(
         self, hidden_states: torch.Tensor, position_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine, each float32 `[B, S, head_dim]`, for integer positions `[B, S]`.
 
-        A row whose last position is beyond the original context (4096) uses the long table.
-        No value leaves the device, so nothing waits for the GPU.
+        A row whose last position is beyond the original context (4096) uses the long table. No
+        value is read back from the device.
         """
         device = hidden_states.device
         positions = position_ids.to(device)
-        short = torch.tensor(self.short_factor, dtype=torch.float32, device=device)
-        long = torch.tensor(self.long_factor, dtype=torch.float32, device=device)
         is_long = positions.amax(dim=1, keepdim=True) + 1 > self.original_max_position_embeddings
-        factors = torch.where(is_long, long, short)  # [B, head_dim / 2]
+        factors = torch.where(is_long, self.long_factor, self.short_factor)  # [B, head_dim / 2]
         exponents = torch.arange(0, self.dim, 2, dtype=torch.int64, device=device).float()
         inverse_frequency = 1.0 / (factors * self.base ** (exponents / self.dim))
         # float32 whatever the autocast: bfloat16 cannot tell positions in the thousands apart.

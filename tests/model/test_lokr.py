@@ -164,6 +164,32 @@ def test_a_target_that_matches_nothing_is_a_usage_error(small_omnigen: Path) -> 
         lokr.attach(_transformer(small_omnigen), config, seed=0)
 
 
+@pytest.mark.parametrize("spelling", ["FeedForward", "OmniGenFeedForward"])
+def test_the_algo_map_holds_for_either_spelling_of_a_class(
+    small_omnigen: Path, spelling: str
+) -> None:
+    preset = {"target_module": [spelling], "module_algo_map": {"FeedForward": {"factor": 4}}}
+    config = LokrConfig.model_validate({"apply_preset": preset})
+    network = lokr.attach(_transformer(small_omnigen), config, seed=0)
+    assert {tuple(lora.lokr_w1.shape) for lora in network.loras} == {(4, 4)}
+
+
+def test_a_key_of_the_algo_map_that_is_no_class_is_a_usage_error(small_omnigen: Path) -> None:
+    config = LokrConfig.model_validate({"apply_preset": {"module_algo_map": {"FeedFoward": {}}}})
+    with pytest.raises(UsageError, match=r"`FeedFoward` matches nothing.*module_algo_map"):
+        lokr.attach(_transformer(small_omnigen), config, seed=0)
+
+
+def test_modules_of_nested_or_repeated_targets_count_once(small_omnigen: Path) -> None:
+    names = ["FeedForward", "OmniGenFeedForward", "OmniGenBlock"]
+    config = LokrConfig.model_validate({"apply_preset": {"target_module": names}})
+    transformer = _transformer(small_omnigen)
+    network = lokr.attach(transformer, config, seed=0)
+    counts = [c.modules for c in lokr.count_targets(transformer, network, config)]
+    assert counts == [4, 0, 8]
+    assert len(network.loras) == 12
+
+
 def test_a_class_only_in_the_algo_map_is_not_adapted(small_omnigen: Path) -> None:
     """The guide says FeedForward may be taken out of the targets; its map entry may stay."""
     config = LokrConfig.model_validate({"apply_preset": {"target_module": ["Attention"]}})
