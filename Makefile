@@ -23,7 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/omnigen-pipe demo --workspace demo
 
-test: lint types $(STAMP)
+# Lint, types and tests, in that order whatever -j says.
+test: $(STAMP)
+	$(MAKE) lint
+	$(MAKE) types
 	$(BIN)/python -m pytest
 
 test-slow: $(STAMP)

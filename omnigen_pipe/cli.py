@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -444,23 +445,30 @@ def demo(
     if not as_json:
         adapter = str(summaries[-1].details["adapter"])
         print(f"\nThe adapter lies at {adapter}")
-        print(f"Inspect it with:  omnigen-pipe inspect {shlex.quote(adapter)}")
+        # Without an activated environment the bare name would not be found.
+        command = "omnigen-pipe" if shutil.which("omnigen-pipe") else sys.argv[0]
+        print(f"Inspect it with:  {command} inspect {shlex.quote(adapter)}")
 
 
 @app.command(
     epilog="Examples:  \n"
+    "`omnigen-pipe inspect runs/default`  \n"
     "`omnigen-pipe inspect runs/default/checkpoints/step-00001000/adapter.safetensors`"
 )
 def inspect(
     adapter: Annotated[
-        Path, typer.Argument(help="An adapter.safetensors, or a checkpoint's folder.")
+        Path,
+        typer.Argument(
+            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint."
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
     """Say what an adapter file holds: configuration, modules, size and strength of the change."""
     from omnigen_pipe.model.inspection import inspect_adapter, show_report
+    from omnigen_pipe.training.checkpoints import find_adapter
 
-    report = inspect_adapter(adapter / "adapter.safetensors" if adapter.is_dir() else adapter)
+    report = inspect_adapter(find_adapter(adapter))
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
     else:

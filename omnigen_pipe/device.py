@@ -10,7 +10,7 @@ from manifests.errors import UsageError
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`; without a name the first CUDA device, else the CPU.
 
-    Raises `UsageError` for a name that torch does not know or a device that is not there.
+    Raises `UsageError` for anything but `cpu` and CUDA devices that are there.
     """
     if name is None:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -18,6 +18,8 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: torch knows no such device.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: only cpu and cuda are supported.")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
@@ -28,6 +30,12 @@ def pick_device(name: str | None) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of base weights and autocast for `mixed_precision = name` on `device`."""
     if name == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
     return {"bf16": torch.bfloat16, "no": torch.float32}[name]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether `device` computes bfloat16 in hardware: NVIDIA's from Ampere (8.0) on, AMD's."""
+    if device.type != "cuda":
+        return False
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.progress import (
     Progress as Bar,
 )
+from rich.table import Column
 
 
 class Advance(Protocol):
@@ -50,12 +51,14 @@ class Progress:
         if self.quiet:
             yield lambda amount, detail="": None
         elif self.console.is_terminal:
+            # The numbers must be seen on 80 columns too: there is a bar only where there is room.
+            bar_width = 20 if self.console.width >= 120 else 4
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[detail]}", table_column=Column(no_wrap=True)),
             )
             with Bar(*columns, console=self.console, transient=True) as bar:
                 task = bar.add_task(label, total=total, completed=done, detail="")

@@ -42,6 +42,19 @@ def test_every_stage_has_a_page(name: str) -> None:
     assert f"omnigen-pipe {name}" in (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def test_the_commands_of_the_readme_are_commands() -> None:
+    """Every line that starts with our name parses: the command is known, and so are its options."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ +omnigen-pipe (.+)$", text, re.MULTILINE)
+    assert len(lines) >= 3
+    group: Any = typer.main.get_command(app)
+    for line in lines:
+        name, *arguments = line.split("#")[0].split()
+        command = _commands()[name]
+        parent = group.make_context("omnigen-pipe", ["run"], resilient_parsing=True)
+        command.make_context(name, arguments, parent=parent)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_docs_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ sizes differ on purpose: several buckets arise, as from a folder of real photogr
 from __future__ import annotations
 
 import math
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,10 @@ def _draw_shape(
         canvas.polygon(points, fill=colour)
 
 
+#: Modification time of the drawn files, seconds since 1970: long ago, and always the same.
+DRAWN_AT = 1_700_000_000
+
+
 def draw_pictures(folder: Path, number: int = 48, seed: int = 0) -> list[Path]:
     """Write the pictures and their captions (`.txt`) into `folder`; returns the images' paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,5 +128,8 @@ def draw_pictures(folder: Path, number: int = 48, seed: int = 0) -> list[Path]:
         path = folder / f"picture-{index:03}{'.jpg' if index % 3 == 0 else '.png'}"
         paint(picture).save(path, quality=95)
         path.with_suffix(".txt").write_text(picture.caption + "\n", encoding="utf-8")
+        # discover reads files once more that were written just before it came, since they may
+        # still change; these are complete.
+        os.utime(path, (DRAWN_AT, DRAWN_AT))
         paths.append(path)
     return paths
