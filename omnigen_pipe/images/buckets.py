@@ -29,7 +29,7 @@ def tally(samples: pa.Table) -> list[dict[str, Any]]:
                    split_part(bucket, 'x', 2)::INTEGER AS h
             FROM samples WHERE status = 'ok'
         )
-        SELECT split, bucket, count(*) AS samples, sum(repeats + 1)::BIGINT AS per_epoch,
+        SELECT split, bucket, count(*) AS samples, sum(repeats::BIGINT + 1)::BIGINT AS per_epoch,
                round(avg(100 - 100 * w * h / (resize_width::BIGINT * resize_height)), 2)
                    AS cropped_away,
                round(max(100 - 100 * w * h / (resize_width::BIGINT * resize_height)), 2)
@@ -82,7 +82,8 @@ def small_buckets(samples: pa.Table, config: Config) -> list[str]:
     rows = query(
         """
         WITH parts AS (
-            SELECT bucket, dataset, count(*) AS samples, sum(repeats + 1)::BIGINT AS per_epoch
+            SELECT bucket, dataset, count(*) AS samples,
+                   sum(repeats::BIGINT + 1)::BIGINT AS per_epoch
             FROM samples WHERE status = 'ok' AND split <> 'eval' GROUP BY bucket, dataset
         ), whole AS (
             SELECT *, sum(per_epoch) OVER (PARTITION BY bucket)::BIGINT AS bucket_epoch FROM parts

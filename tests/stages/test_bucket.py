@@ -18,7 +18,7 @@ import stages.bucket
 from manifests import schema
 from manifests.errors import PipeError, UsageError
 from manifests.keys import key
-from omnigen_pipe.config import DatasetOptions, parse
+from omnigen_pipe.config import MAX_REPEATS, DatasetOptions, parse
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.samples import (
     SAMPLE_OPTIONS,
@@ -274,6 +274,13 @@ def test_splits_repeats_and_disabled_datasets(tmp_path: Path) -> None:
     ]
     tallied = [(b["split"], b["samples"], b["per_epoch"]) for b in summary.details["buckets"]]
     assert tallied == [("train", 1, 10), ("regularisation", 1, 1), ("eval", 1, 1)]
+
+
+def test_the_most_repeats_that_may_be_asked_for_are_counted(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, {"id": "d", "repeats": MAX_REPEATS})
+    rows = [image("d", f"{i}.jpg", 2000, 2000) for i in range(3000)]
+    (found,) = bucket(opened, rows).details["buckets"]
+    assert found["per_epoch"] == 3000 * (MAX_REPEATS + 1) > 2**31
 
 
 RANDOM = {"id": "d", "crop": True, "crop_style": "random", "crops_per_image": 3}
