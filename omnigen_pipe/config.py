@@ -479,8 +479,9 @@ class Config(_Table):
     """The whole file."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
-    defaults: dict[str, Any] = Field(
-        default_factory=dict, description="Options for every dataset that does not set its own."
+    defaults: DatasetOptions = Field(
+        default_factory=DatasetOptions,
+        description="Options for every dataset that does not set its own.",
     )
     dataset: tuple[DatasetConfig, ...] = Field(default=(), strict=False)
     pixels: PixelsConfig = Field(default_factory=PixelsConfig)
@@ -509,11 +510,6 @@ class Config(_Table):
 
     @model_validator(mode="after")
     def _distinct_ids(self) -> Config:
-        unknown = set(self.defaults) - set(DatasetOptions.model_fields)
-        if unknown:
-            name = sorted(unknown)[0]
-            hint = _nearest(name, DatasetOptions.model_fields)
-            raise ValueError(f"[defaults] has an unknown key `{name}`{hint}")
         ids = [dataset.id for dataset in self.dataset]
         repeated = sorted({i for i in ids if ids.count(i) > 1})
         if repeated:
@@ -548,15 +544,30 @@ def describe(
 
     `root` is the model that was validated; `Config` by default.
     """
+    faults = error.errors()
+    # Datasets inherit the faults of [defaults]: those are named once, where they are written.
+    inherited = {
+        (fault["loc"][1:], fault["type"], repr(fault["input"]))
+        for fault in faults
+        if fault["loc"][0:1] == ("defaults",)
+    }
     lines = []
-    for fault in error.errors():
+    for fault in faults:
         location = fault["loc"]
+        same = (location[2:], fault["type"], repr(fault["input"]))
+        if location[0:1] == ("dataset",) and same in inherited:
+            continue
         place = ".".join(
             f"[{step}]" if isinstance(step, int) else str(step) for step in location
         ).replace(".[", "[")
         if fault["type"] == "extra_forbidden":
             hint = _nearest(str(location[-1]), _fields_at(root or Config, location[:-1]))
             lines.append(f"{source}: unknown key `{place}`{hint}")
+        elif location == ("dataset",):
+            lines.append(
+                f"{source}: datasets are a list: write [[dataset]], with two brackets, above the "
+                "keys of each"
+            )
         elif fault["type"] == "missing":
             lines.append(f"{source}: `{place}` is missing")
         elif fault["type"] == "value_error":

@@ -48,7 +48,11 @@ def test_disabled_datasets_are_left_out() -> None:
         ),
         ({"dataset": [{"id": "cats"}]}, r"`dataset\[0\].instance_data_dir` is missing"),
         ({"dataset": [DATASET, DATASET]}, "two datasets have the id `cats`"),
-        ({"defaults": {"resolutoin": 1}}, "unknown key `resolutoin`; did you mean `resolution`"),
+        ({"defaults": {"resolutoin": 1}}, "`defaults.resolutoin`; did you mean `resolution`"),
+        ({"defaults": {"id": "cats"}}, "unknown key `defaults.id`"),
+        ({"defaults": {"repeats": -1}}, "`defaults.repeats` is -1"),
+        ({"defaults": {"crop_aspect_buckets": [0]}}, r"`defaults.crop_aspect_buckets\[0\]` is 0"),
+        ({"dataset": DATASET}, r"write \[\[dataset\]\]"),
         ({"dataset": [{**DATASET, "resolution": 4096}]}, "4096 px a side; OmniGen's limit is 3072"),
         ({"dataset": [{**DATASET, "resolution": 1e300}]}, r"1e\+300: .* equal to 1000000$"),
         ({"dataset": [{**DATASET, "repeats": 2**31 - 1}]}, "repeats` .* equal to 1000000$"),
@@ -113,6 +117,23 @@ def test_every_fault_of_a_file_is_named_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         parse({"trian": {}, "train": {"seed": -1}}, "test")
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_fault_of_the_defaults_is_named_once_and_there() -> None:
+    cats = {**DATASET, "crop_seed": -2}
+    dogs = {**DATASET, "id": "dogs", "repeats": "many"}
+    defaults = {"repeats": "3", "crop_style": "left", "crop_aspect_buckets": [0], "nope": 1}
+    with pytest.raises(UsageError) as caught:
+        parse({"defaults": defaults, "dataset": [cats, dogs]}, "test")
+    named = [line.split("`")[1] for line in str(caught.value).splitlines()]
+    assert sorted(named) == [
+        "dataset[0].crop_seed",
+        "dataset[1].repeats",
+        "defaults.crop_aspect_buckets[0]",
+        "defaults.crop_style",
+        "defaults.nope",
+        "defaults.repeats",
+    ]
 
 
 def test_files_that_are_no_toml_or_not_there(tmp_path: Path) -> None:
