@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from omnigen_pipe.progress import Progress
     from omnigen_pipe.starting.questions import Question
-    from omnigen_pipe.starting.simpletuner import Conversion
     from omnigen_pipe.summary import Summary
     from omnigen_pipe.workspace import Workspace
 
@@ -215,13 +214,14 @@ def init(
                 f"--{option} and --from-simpletuner do not go together: the settings come from "
                 "SimpleTuner's files. Edit them in the omnigen-pipe.toml that is written."
             )
+        from omnigen_pipe.starting.report import show_conversion
         from omnigen_pipe.starting.simpletuner import convert
 
         conversion = convert(
             from_simpletuner, root, dataloader=dataloader, lycoris=lycoris, base=relative_to
         )
         path = write(root, conversion.values)
-        _show_conversion(conversion, as_json)
+        show_conversion(conversion, as_json)
     else:
         from omnigen_pipe.starting.questions import answered, configured
 
@@ -253,37 +253,6 @@ def _ask(question: Question) -> object:
 
     text = f"{question.text} ({allowed})"
     return typer.prompt(text, default=question.default, value_proc=chosen)
-
-
-def _show_conversion(conversion: Conversion, as_json: bool) -> None:
-    """What became of each of SimpleTuner's keys: a table, or JSON with the notes on stderr."""
-    if as_json:
-        entries = [entry.as_json() for entry in conversion.report]
-        print(json.dumps(entries, indent=2, ensure_ascii=False))
-        for note in conversion.notes:
-            print(note, file=sys.stderr)
-        return
-    from itertools import groupby
-
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    for file, entries_of_file in groupby(conversion.report, key=lambda entry: entry.file):
-        headings = ("key", "value", "outcome", "here", "note")
-        columns = [Column(heading, overflow="fold") for heading in headings]
-        table = Table(*columns, title=file, title_justify="left", show_edge=False)
-        for entry in entries_of_file:
-            value = json.dumps(entry.value, ensure_ascii=False)
-            cells = (entry.key, value, entry.outcome, entry.target or "", entry.note)
-            table.add_row(*(Text(cell) for cell in cells))
-        console.print(table)
-        console.print()
-    for note in conversion.notes:
-        console.print(note, markup=False)
 
 
 @app.command(
