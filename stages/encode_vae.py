@@ -33,8 +33,8 @@ _NAMED_FILES = 5
 def run(workspace: Workspace, progress: Progress, device: str | None = None) -> Summary:
     """Encode what is missing; raises `PipeError` where samples are missing or stale.
 
-    A file that is gone or changed since discover makes the summary `failed`; one that cannot
-    be decoded is a fact, remembered and left out.
+    A file that is gone or changed since discover, or for which memory is too short, makes the
+    summary `failed`; one that cannot be decoded is a fact, remembered and left out.
     """
     wanted = _wanted(workspace)
     folder = model_part(workspace, "vae")
@@ -51,6 +51,7 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
             "encoded": 0,
             "failed": failed.num_rows,
             "changed since discover": 0,
+            "not read": 0,
             "bytes written": 0,
         },
         details={"vae_key": key, "images_per_second": None},
@@ -187,13 +188,28 @@ def _describe(summary: Summary, outcome: Outcome) -> None:
         summary.failed = True
         summary.counts["changed since discover"] = len(outcome.changed)
         summary.details["changed_files"] = [reason for _, reason in outcome.changed]
-        named = "\n".join(f"    {reason}" for _, reason in outcome.changed[:_NAMED_FILES])
-        more = len(outcome.changed) - _NAMED_FILES
         summary.notes.append(
             f"{len(outcome.changed):,} images are not what discover saw. Run `omnigen-pipe "
-            f"discover` and `omnigen-pipe bucket`, then encode-vae again:\n{named}"
-            + (f"\n    and {more:,} more" if more > 0 else "")
+            "discover` and `omnigen-pipe bucket`, then encode-vae again:\n"
+            + _some([reason for _, reason in outcome.changed])
         )
+    if outcome.unread:
+        summary.failed = True
+        unread = [f"{item.name}: {reason}" for item, reason in outcome.unread]
+        summary.counts["not read"] = len(unread)
+        summary.details["unread_files"] = unread
+        summary.notes.append(
+            f"{len(unread):,} images were not read for want of memory. Lower decode_workers in "
+            '[vae], or set decode = "reduced" in [pixels], and run encode-vae again:\n'
+            + _some(unread)
+        )
+
+
+def _some(lines: list[str]) -> str:
+    """The first of `lines`, indented, and how many more there are."""
+    more = len(lines) - _NAMED_FILES
+    shown = [*lines[:_NAMED_FILES], *([f"and {more:,} more"] if more > 0 else [])]
+    return "\n".join(f"    {line}" for line in shown)
 
 
 def _describe_faults(summary: Summary, faults: list[tuple[str, str]]) -> None:

@@ -33,6 +33,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 #: `decode = "reduced"` leaves at least this many times the size after the resize.
 REDUCTION_MARGIN = 1.5
 
+#: What decoding and converting may need at once, in bytes a pixel and in all: measured over the
+#: formats, and rounded up.
+_NEEDED_PER_PIXEL, _NEEDED = 16, 64 * 2**20
+
+#: The size taken for granted where even the header cannot be read, in pixels.
+_ASSUMED_PIXELS = 64 * 2**20
+
+#: So many pixels of a deep greyscale image are scaled at once: their numbers take 8 bytes each.
+_BLOCK_PIXELS = 2**20
+
 #: What undoes each EXIF orientation (EXIF 2.32, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,7 +95,8 @@ def read_pixels(
     `crop` the (left, top) of the bucket in it; all in pixels. The first frame counts. A colour
     profile that is broken, or made for another kind of image, is ignored.
 
-    Raises `PixelsError` when the bytes cannot be decoded to the end.
+    Raises `PixelsError` when the bytes cannot be decoded to the end, and `MemoryError` where
+    memory was too short to try: that is no fact about the bytes.
     """
     left, top = crop
     box = (left, top, left + bucket[0], top + bucket[1])
@@ -96,7 +107,31 @@ def read_pixels(
             image = _resized(data, resize, config)
         return _finish(image.crop(box), config)
     except _DECODE_ERRORS as error:
+        if _for_want_of_memory(error, data):
+            raise MemoryError(f"while decoding: {error}") from error
         raise PixelsError(f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _for_want_of_memory(error: Exception, data: bytes) -> bool:
+    """Whether a decoder may have failed because memory was short.
+
+    Some decoders (progressive JPEG, JPEG 2000, WebP) then say the same as for damaged bytes, so
+    it is asked whether what they need can be had now. The pages asked for are never touched.
+    """
+    if "out of memory" in str(error).lower():
+        return True
+    try:
+        with _any_size(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            pixels = image.width * image.height
+    except MemoryError:
+        return True
+    except _DECODE_ERRORS:
+        pixels = _ASSUMED_PIXELS  # a WebP is opened by its decoder, which wants memory first
+    try:
+        np.empty(pixels * _NEEDED_PER_PIXEL + _NEEDED, np.uint8)
+    except MemoryError:
+        return True
+    return False
 
 
 _limit_lock = threading.Lock()
@@ -189,18 +224,24 @@ def _plain(image: Image.Image, deep_colour: bool) -> Image.Image:
 
 def _scaled(image: Image.Image) -> Image.Image:
     """A greyscale image of more than 8 bits as L, or LA where one value is transparent."""
-    values = np.asarray(image).astype(np.int64)
     black, white = _grey_range(image)
-    if (black, white) == (0, 2**32 - 1):
-        values &= 2**32 - 1  # Pillow keeps unsigned 32-bit values in signed ones
+    # Pillow keeps unsigned 32-bit values in signed ones.
+    mask = 2**32 - 1 if (black, white) == (0, 2**32 - 1) else -1
     span = abs(white - black)
-    levels = np.clip(values - black if white > black else black - values, 0, span)
-    grey = Image.fromarray(((levels * 255 + span // 2) // span).astype(np.uint8))
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
-        return Image.merge("LA", (grey, alpha))
-    return grey
+    grey = np.empty((image.height, image.width), np.uint8)
+    alpha = np.empty_like(grey) if isinstance(transparent, int) else None
+    rows = max(1, _BLOCK_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        block = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(block).astype(np.int64) & mask
+        levels = np.clip(values - black if white > black else black - values, 0, span)
+        grey[top : top + rows] = (levels * 255 + span // 2) // span
+        if alpha is not None:
+            alpha[top : top + rows] = np.where(values == transparent, 0, 255)
+    if alpha is None:
+        return Image.fromarray(grey)
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
 
 
 def _grey_range(image: Image.Image) -> tuple[int, int]:

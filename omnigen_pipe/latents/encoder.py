@@ -38,6 +38,10 @@ class ChangedSourceError(PipeError):
     """No file holds the bytes that discover saw: nothing is known of this image's content."""
 
 
+class TooLittleMemoryError(PipeError):
+    """There was no memory to read or decode the image this time: no fact about its content."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One latent to encode: keys, geometry in pixels, and the files that hold the image.
@@ -72,11 +76,16 @@ class Item:
 
 @dataclass
 class Outcome:
-    """What became of the items: how many were encoded, and which were not, with the reason."""
+    """What became of the items: how many were encoded, and which were not, with the reason.
+
+    `failed` ones cannot be encoded, `changed` ones are not what discover saw, and for `unread`
+    ones memory was too short this time.
+    """
 
     encoded: int = 0
     failed: list[tuple[Item, str]] = field(default_factory=list)
     changed: list[tuple[Item, str]] = field(default_factory=list)
+    unread: list[tuple[Item, str]] = field(default_factory=list)
     stopped: bool = False
 
 
@@ -113,9 +122,9 @@ def encode(
     """Encode `items`, which lie bucket by bucket, into `writer`.
 
     An image that cannot be decoded becomes a failure in the log; one whose file changed since
-    discover is only listed in the outcome. Returns early, with `stopped` set, after the batch
-    in which `asked_to_stop` became true. Raises `PipeError` where the device has too little
-    memory for a batch; other errors of torch pass through.
+    discover, or for which memory is too short, is only listed in the outcome. Returns early,
+    with `stopped` set, after the batch in which `asked_to_stop` became true. Raises `PipeError`
+    where the device has too little memory for a batch; other errors of torch pass through.
     """
     outcome = Outcome()
     batch: list[tuple[Item, np.ndarray]] = []
@@ -137,6 +146,9 @@ def encode(
             if isinstance(result, ChangedSourceError):
                 outcome.changed.append((item, str(result)))
                 advance(1)
+            elif isinstance(result, TooLittleMemoryError):
+                outcome.unread.append((item, str(result)))
+                advance(1)
             elif isinstance(result, PixelsError):
                 outcome.failed.append((item, str(result)))
                 writer.add_failure(item.pixels_key, item.bucket_name, str(result))
@@ -153,7 +165,7 @@ def encode(
     return outcome
 
 
-_Decoded = np.ndarray | PixelsError | ChangedSourceError
+_Decoded = np.ndarray | PixelsError | ChangedSourceError | TooLittleMemoryError
 
 
 def _decoded(items: Sequence[Item], config: Config) -> Generator[tuple[Item, _Decoded], None, None]:
@@ -168,8 +180,13 @@ def _decoded(items: Sequence[Item], config: Config) -> Generator[tuple[Item, _De
             return read_pixels(data, item.bucket, item.resize, item.crop, config.pixels)
         except (PixelsError, ChangedSourceError) as error:
             return error
+        except MemoryError:
+            # Not the error itself: its traceback would keep the half-decoded image alive.
+            return TooLittleMemoryError(
+                f"not read this time: too little memory; lower decode_workers ({workers} now)"
+            )
 
-    workers = config.vae.decode_workers or os.cpu_count() or 1
+    workers = config.vae.decode_workers or _usable_cores()
     waiting = iter(items)
     pending: deque[tuple[Item, Future[_Decoded]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -189,6 +206,13 @@ def _decoded(items: Sequence[Item], config: Config) -> Generator[tuple[Item, _De
                 submit(1)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _usable_cores() -> int:
+    """The cores that this process may run on: in a container or a batch job, often not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _encode_batch(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import math
 import struct
+import subprocess
+import sys
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -280,6 +283,37 @@ def test_16_bit_big_endian_tiff() -> None:
     assert np.array_equal(whole(encoded(image, "TIFF"))[..., 1], np.rint(levels * (255 / 65535)))
 
 
+@pytest.mark.parametrize("transparent", [None, 7])
+@pytest.mark.parametrize("block", [1, 1000, 2**20])
+def test_deep_greyscale_is_scaled_in_blocks_as_if_at_once(
+    block: int, transparent: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "_BLOCK_PIXELS", block)
+    levels = np.random.default_rng(0).integers(0, 65536, (37, 53)).astype(np.uint16)
+    levels[::5] = 7
+    rows = levels.astype(">u2").tobytes()
+    chunks = [] if transparent is None else [b"tRNS" + struct.pack(">H", transparent)]
+    expected = np.rint(levels.astype(np.float64) / 65535 * 255).astype(np.uint8)
+    if transparent is not None:
+        expected = np.where(levels == transparent, 255, expected)
+    found = whole(png(53, 37, 16, 0, rows, *chunks))
+    assert np.array_equal(found, np.repeat(expected[..., None], 3, axis=-1))
+
+
+def test_deep_greyscale_takes_no_multiple_of_its_size() -> None:
+    image = Image.new("I;16", (4000, 4000), 1234)
+    data = encoded(image, "PNG")
+    small = (64, 64)
+    tracemalloc.start()
+    try:
+        read_pixels(data, small, small, (0, 0), FULL)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A byte a pixel for the result, and blocks of 8-byte numbers.
+    assert peak < 4000 * 4000 + 8 * 8 * 2**20
+
+
 def test_32_bit_tiff_spans_its_signed_range() -> None:
     levels = np.array([[0, 2**30, 2**31 - 1, -5] * 8] * 16, np.int32)
     found = whole(encoded(Image.fromarray(levels), "TIFF"))
@@ -453,6 +487,54 @@ def test_damage_is_either_decoded_or_named(noise: bytes, kind: str) -> None:
     except PixelsError:
         return
     assert found.shape == (16, 16, 3)
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from omnigen_pipe.config import PixelsConfig
+from omnigen_pipe.images.pixels import read_pixels
+
+small, large = (Path(name).read_bytes() for name in sys.argv[1:])
+for data, extra in [(small, 0), *((large, 4 * step) for step in range(30))]:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + extra * 2**20 if extra else -1
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    try:
+        read_pixels(data, (16, 16), (16, 16), (0, 0), PixelsConfig())
+        found = "decoded"
+    except MemoryError:
+        found = "too little memory"
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    print(found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory in use")
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {"lossless": True, "method": 0}),
+        ("JPEG2000", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_too_little_memory_is_no_fact_about_the_bytes(
+    tmp_path: Path, kind: str, options: dict[str, Any]
+) -> None:
+    """Under whatever limit, a good image is decoded or has too little memory: never damaged."""
+    (tmp_path / "small").write_bytes(encoded(picture(16, 16), kind, **options))
+    (tmp_path / "large").write_bytes(encoded(Image.new("RGB", (2000, 2000)), kind, **options))
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path / "small"), str(tmp_path / "large")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) == {"decoded", "too little memory"}
 
 
 def test_pillows_pixel_limit_does_not_apply_and_is_put_back(

@@ -196,6 +196,50 @@ def test_changed_and_vanished_files_are_no_facts(tmp_path: Path, vae: Any) -> No
     assert place.latents.read().num_rows == 2
 
 
+def test_too_little_memory_is_no_fact_and_stops_nothing(
+    tmp_path: Path, vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [item(tmp_path, n) for n in range(4)]
+    place = workspace(tmp_path / "w", vae_batch_size=2, decode_workers=3)
+    real = encoder.read_pixels
+    huge = items[1].paths[0].read_bytes()
+
+    def short_of_memory(data: bytes, *arguments: Any) -> np.ndarray:
+        if data == huge:
+            raise MemoryError
+        return real(data, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "read_pixels", short_of_memory)
+        outcome, found = run(place, items, vae)
+    assert found.keys() == {i.pixels_key for i in (items[0], items[2], items[3])}
+    ((unread, reason),) = outcome.unread
+    assert unread == items[1]
+    assert reason == "not read this time: too little memory; lower decode_workers (3 now)"
+    assert (outcome.failed, outcome.changed) == ([], [])
+    assert place.latents.read().num_rows == 3
+    _, found = run(place, [items[1]], vae)
+    assert len(found) == 4
+
+
+def test_as_many_decode_workers_as_cores_may_be_used(
+    tmp_path: Path, vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = encoder.ThreadPoolExecutor
+
+    def pool(workers: int, **options: Any) -> Any:
+        asked.append(workers)
+        return real(workers, **options)
+
+    monkeypatch.setattr(encoder, "ThreadPoolExecutor", pool)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 7, 9}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    run(workspace(tmp_path / "w"), [item(tmp_path, 1)], vae)
+    run(workspace(tmp_path / "v", decode_workers=2), [item(tmp_path, 1)], vae)
+    assert asked == [3, 2]
+
+
 def test_any_file_with_the_bytes_will_do(tmp_path: Path) -> None:
     good = item(tmp_path, 1)
     other = tmp_path / "other.png"

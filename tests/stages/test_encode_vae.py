@@ -26,6 +26,7 @@ import stages.encode_vae
 from manifests.errors import PipeError, UsageError
 from manifests.query import current_latents
 from manifests.schema import IMAGES
+from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.shards import ShardError
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.summary import Summary
@@ -268,6 +269,30 @@ def test_files_changed_since_discover_are_named_and_nothing_else_is_lost(place: 
     mended = run(place)
     assert not mended.failed
     assert (mended.counts["already there"], mended.counts["encoded"]) == (5, 1)
+
+
+def test_too_little_memory_for_an_image_is_said_and_nothing_else_is_lost(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = encoder.read_pixels
+    huge = (place.root / "photos" / "2.png").read_bytes()
+
+    def short_of_memory(data: bytes, *arguments: Any) -> np.ndarray:
+        if data == huge:
+            raise MemoryError
+        return real(data, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "read_pixels", short_of_memory)
+        summary = run(place)
+    assert summary.failed
+    assert (summary.counts["encoded"], summary.counts["not read"]) == (6, 1)
+    (note,) = [note for note in summary.notes if "want of memory" in note]
+    assert "photos: 2.png: not read this time: too little memory; lower decode_workers" in note
+    assert len(summary.details["unread_files"]) == 1
+    mended = run(place)
+    assert not mended.failed
+    assert (mended.counts["encoded"], mended.counts["failed"]) == (1, 0)
 
 
 class Interrupting(Progress):
