@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -172,6 +173,29 @@ class DatasetOptions(_Table):
     )
 
 
+def in_unit(size: float, resolution_type: str) -> Fraction:
+    """A size as written, exactly: as a side in pixels for `pixel`, else as an area in pixels."""
+    exact = Fraction(repr(size))
+    if resolution_type == "area":
+        return exact * 10**6
+    return exact if resolution_type == "pixel" else exact * exact
+
+
+def nearest_whole(value: Fraction) -> int:
+    """The nearest whole number, halves up."""
+    return math.floor(value + Fraction(1, 2))
+
+
+def square_side(options: DatasetOptions) -> int:
+    """Side in pixels of the bucket of square images; 0 below half of the alignment."""
+    step = options.aspect_bucket_alignment
+    target = nearest_whole(in_unit(options.resolution, options.resolution_type))
+    if options.resolution_type == "pixel":
+        return nearest_whole(Fraction(target, step)) * step
+    # k steps are nearest to the root of the area where (2k - 1)**2 <= 4 * area / step**2.
+    return (math.isqrt(4 * target // step**2) + 1) // 2 * step
+
+
 class DatasetConfig(DatasetOptions):
     """A `[[dataset]]`: a source of images and captions, with its options."""
 
@@ -218,10 +242,7 @@ class DatasetConfig(DatasetOptions):
     @model_validator(mode="after")
     def _consistent(self) -> DatasetConfig:
         where = f"dataset `{self.id}`"
-        side = self.resolution
-        if self.resolution_type == "area":
-            side = math.sqrt(self.resolution * 1e6)
-        aligned = round(side / self.aspect_bucket_alignment) * self.aspect_bucket_alignment
+        aligned = square_side(self)
         if aligned > MAX_BUCKET_SIDE:
             raise ValueError(
                 f"{where}: resolution {self.resolution:g} ({self.resolution_type}) makes buckets "

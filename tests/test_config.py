@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manifests.errors import UsageError
-from omnigen_pipe.config import LokrConfig, load, parse, read_lycoris_config
+from omnigen_pipe.config import LokrConfig, load, parse, read_lycoris_config, square_side
 
 DATASET = {"id": "cats", "instance_data_dir": "cats"}
 
@@ -54,6 +54,8 @@ def test_disabled_datasets_are_left_out() -> None:
         ({"defaults": {"crop_aspect_buckets": [0]}}, r"`defaults.crop_aspect_buckets\[0\]` is 0"),
         ({"dataset": DATASET}, r"write \[\[dataset\]\]"),
         ({"dataset": [{**DATASET, "resolution": 4096}]}, "4096 px a side; OmniGen's limit is 3072"),
+        ({"dataset": [{**DATASET, "resolution": 3104}]}, "3136 px a side"),
+        ({"dataset": [{**DATASET, "resolution": 31.9}]}, "less than half of aspect_bucket_align"),
         ({"dataset": [{**DATASET, "resolution": 1e300}]}, r"1e\+300: .* equal to 1000000$"),
         ({"dataset": [{**DATASET, "repeats": 2**31 - 1}]}, "repeats` .* equal to 1000000$"),
         ({"dataset": [{**DATASET, "crop_aspect_buckets": [1, 0]}]}, r"buckets\[1\]` .* than 0"),
@@ -111,6 +113,13 @@ def test_whole_numbers_are_numbers_and_lists_are_lists(tmp_path: Path) -> None:
     assert config.train.learning_rate == 1
     assert config.lokr.apply_preset.target_module == ("Attention",)
     assert config.lokr.apply_preset.module_algo_map["Attention"].linear_alpha == 2
+
+
+@pytest.mark.parametrize("resolution_type", ["pixel", "pixel_area"])
+def test_half_of_the_alignment_is_rounded_up_as_in_bucket(resolution_type: str) -> None:
+    options = {"resolution": 32, "resolution_type": resolution_type}
+    (dataset,) = parse({"dataset": [{**DATASET, **options}]}, "test").datasets
+    assert square_side(dataset) == 64
 
 
 def test_every_fault_of_a_file_is_named_at_once() -> None:

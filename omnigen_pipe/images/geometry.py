@@ -19,7 +19,13 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from omnigen_pipe.config import MAX_BUCKET_SIDE, DatasetOptions
+from omnigen_pipe.config import (
+    MAX_BUCKET_SIDE,
+    DatasetOptions,
+    in_unit,
+    nearest_whole,
+    square_side,
+)
 
 #: Raised whenever the same image and options would give another geometry.
 GEOMETRY_VERSION = 1
@@ -105,16 +111,7 @@ def plan(
 
 
 def _in_unit(size: float, options: DatasetOptions) -> Fraction:
-    """A size in the unit of `resolution_type`: a side in pixels, or an area in pixels."""
-    exact = Fraction(repr(size))
-    if options.resolution_type == "area":
-        return exact * 10**6
-    return exact if options.resolution_type == "pixel" else exact * exact
-
-
-def _whole(value: Fraction) -> int:
-    """The nearest whole number, halves up."""
-    return math.floor(value + Fraction(1, 2))
+    return in_unit(size, options.resolution_type)
 
 
 def _nearest_quotient(numerator: Ints | int, denominator: Ints | int) -> Ints:
@@ -137,11 +134,14 @@ def _nearest_root(fourfold: Ints) -> Ints:
 def _buckets(width: Ints, height: Ints, options: DatasetOptions) -> tuple[Ints, Ints]:
     """The bucket of each image: width and height, multiples of the alignment."""
     if options.crop and options.crop_aspect == "square":
-        one = np.ones_like(width)
-        return _bucket_sides(one, 1, options)
+        side = np.full_like(width, max(square_side(options), options.aspect_bucket_alignment))
+        return side, side
     if options.crop and options.crop_aspect == "closest":
         listed = sorted(
-            {max(1, _whole(Fraction(repr(a)) * _CLOSEST_UNIT)) for a in options.crop_aspect_buckets}
+            {
+                max(1, nearest_whole(Fraction(repr(a)) * _CLOSEST_UNIT))
+                for a in options.crop_aspect_buckets
+            }
         )
         listed = [min(a, _LARGEST) for a in listed]
         # Nearest in log ratio: below the geometric mean of two neighbours, the smaller wins.
@@ -158,7 +158,7 @@ def _buckets(width: Ints, height: Ints, options: DatasetOptions) -> tuple[Ints, 
 def _bucket_sides(aspect: Ints, unit: int, options: DatasetOptions) -> tuple[Ints, Ints]:
     """Width and height of the buckets of the aspects `aspect / unit`."""
     step = options.aspect_bucket_alignment
-    target = max(1, _whole(_in_unit(options.resolution, options)))
+    target = max(1, nearest_whole(_in_unit(options.resolution, options)))
     pixels = target**2 if options.resolution_type == "pixel" else target
     # Aspects beyond this make a side far over the limit anyway; within it no product overflows.
     aspect = np.minimum(aspect, _LARGEST // max(4 * pixels, step * step))
@@ -196,7 +196,7 @@ def _canvas(width: Ints, height: Ints, measure: Ints, options: DatasetOptions) -
     limit = math.floor(
         _in_unit(options.maximum_image_size or options.target_downsample_size, options)
     )
-    target = max(1, _whole(_in_unit(options.target_downsample_size, options)))
+    target = max(1, nearest_whole(_in_unit(options.target_downsample_size, options)))
     size = np.minimum(measure, min(target, _LARGEST))  # never larger than the image
     if options.resolution_type == "pixel":
         shrunk = _nearest_quotient(width * size, measure), _nearest_quotient(height * size, measure)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigen_pipe.config import MAX_BUCKET_SIDE, DatasetConfig
+from omnigen_pipe.config import MAX_BUCKET_SIDE, DatasetConfig, DatasetOptions, square_side
 from omnigen_pipe.images.geometry import Fault, Geometry, plan
 
 HALF = Fraction(1, 2)
@@ -23,7 +23,7 @@ def dataset(**options: Any) -> DatasetConfig:
 
 def planned(
     sizes: list[tuple[int, int]],
-    options: DatasetConfig,
+    options: DatasetOptions,
     random: list[tuple[int, int]] | None = None,
 ) -> Geometry:
     spots = random or [(0, 0)] * len(sizes)
@@ -183,6 +183,38 @@ def test_equals_the_same_rules_in_exact_fractions(
     spots = spots[: len(sizes)]
     expected = [reference(w, h, options, spot) for (w, h), spot in zip(sizes, spots, strict=True)]
     assert rows(planned(sizes, options, spots)) == expected
+
+
+@given(
+    st.sampled_from(["pixel", "area", "pixel_area"]),
+    st.integers(1, 192).map(lambda n: n * 16),
+    st.floats(0.4, 60),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_resolution_is_allowed_where_square_images_have_a_bucket(
+    resolution_type: str, step: int, steps: float
+) -> None:
+    """Squares that are not cropped go through the columns, the check of the options does not."""
+    side = round(steps * 2) * step / 2 if steps > 1 else steps * step
+    resolution = side * side / 1e6 if resolution_type == "area" else side
+    common = {
+        "resolution": resolution,
+        "resolution_type": resolution_type,
+        "aspect_bucket_alignment": step,
+    }
+    free = DatasetOptions(**common)
+    ((fault, width, height, *_),) = rows(planned([(20000, 20000)], free))
+    assert width == height == max(square_side(free), step)
+    if fault == Fault.TOO_LONG:
+        with pytest.raises(ValueError, match="limit is 3072"):
+            dataset(**common)
+    elif square_side(free) == 0:
+        with pytest.raises(ValueError, match="half of aspect_bucket_alignment"):
+            dataset(**common)
+    else:
+        assert fault == Fault.NONE
+        cropped = planned([(20000, 20000)], dataset(crop=True, **common))
+        assert cropped.bucket_width.tolist() == [width]
 
 
 @given(image_sizes, datasets(), words, words)
