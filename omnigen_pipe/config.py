@@ -269,8 +269,15 @@ class DatasetConfig(DatasetOptions):
             raise ValueError(f"{where}: prepend_instance_prompt needs instance_prompt")
         if self.source == "list" and self.list_file is None:
             raise ValueError(f'{where}: type = "list" needs list_file')
-        if self.caption_strategy in ("jsonl", "csv", "parquet") and self.list_file is None:
+        from_list = self.caption_strategy in ("jsonl", "csv", "parquet")
+        if from_list and self.list_file is None:
             raise ValueError(f'{where}: caption_strategy "{self.caption_strategy}" needs list_file')
+        if self.list_file is not None and not from_list and self.source != "list":
+            raise ValueError(
+                f'{where}: list_file has no effect with caption_strategy "{self.caption_strategy}"'
+                '. Set caption_strategy to "jsonl", "csv" or "parquet" to take captions from it, '
+                'or type = "list" to take only the images that it names'
+            )
         if self.source == "huggingface" and not self.instance_data_dir.startswith("hf://datasets/"):
             raise ValueError(
                 f"{where}: a huggingface dataset is written hf://datasets/OWNER/NAME, not "

@@ -64,6 +64,10 @@ def test_disabled_datasets_are_left_out() -> None:
         ({"dataset": [{**DATASET, "crop": True, "crop_aspect": "closest"}]}, "crop_aspect_buckets"),
         ({"dataset": [{**DATASET, "caption_strategy": "instanceprompt"}]}, "instance_prompt"),
         ({"dataset": [{**DATASET, "caption_strategy": "csv"}]}, "needs list_file"),
+        (
+            {"dataset": [{**DATASET, "caption_strategy": "textfile", "list_file": "a.csv"}]},
+            'list_file has no effect with caption_strategy "textfile". Set caption_strategy to',
+        ),
         ({"dataset": [{**DATASET, "crops_per_image": 2}]}, "crop_style"),
         ({"pixels": {"alpha_background": "whiteish"}}, "not a colour"),
         ({"train": {"seed": 2**63}}, "`train.seed`.* less than or equal to 9223372036854775807"),
@@ -120,6 +124,12 @@ def test_half_of_the_alignment_is_rounded_up_as_in_bucket(resolution_type: str) 
     options = {"resolution": 32, "resolution_type": resolution_type}
     (dataset,) = parse({"dataset": [{**DATASET, **options}]}, "test").datasets
     assert square_side(dataset) == 64
+
+
+@pytest.mark.parametrize("more", [{"caption_strategy": "csv"}, {"type": "list"}])
+def test_a_list_is_for_captions_or_for_paths(more: dict[str, Any]) -> None:
+    raw = {"dataset": [{**DATASET, "list_file": "a.csv", **more}]}
+    assert parse(raw, "test").datasets[0].list_file == "a.csv"
 
 
 def test_every_fault_of_a_file_is_named_at_once() -> None:

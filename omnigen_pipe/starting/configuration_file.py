@@ -3,7 +3,7 @@
 Keys that are set stand as they are; the others stand behind a `#` with their default, or with
 an example where there is none. Made from the configuration's own models, so that a key that is
 added there appears here. Comments are a `#` and a space, keys that are off a `#` alone: taking
-that `#` away always leaves a valid file.
+every such `#` away leaves a valid file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _EXAMPLES: dict[str, Any] = {
     "instance_prompt": "a photo of my subject",
     "id": "images",
     "instance_data_dir": "images",
-    "type": "local",
+    "type": "list",
     "list_file": "captions.jsonl",
     "validation_prompt": "a photo of a cat",
     "user_prompt_library": "prompts.json",

@@ -517,12 +517,15 @@ def _convert_dataloader(conversion: Conversion, path: Path, where: _Where) -> No
             for key, value in raw.items():
                 file.add(key, value, "not supported", None, f"no datasets from {source} here")
         else:
-            datasets.append(_convert_dataset(file, raw, where, position))
+            strategy = conversion.values.get("defaults", {}).get("caption_strategy")
+            strategy = raw.get("caption_strategy", strategy)
+            table_is_read = "parquet" in (strategy, raw.get("metadata_backend"))
+            datasets.append(_convert_dataset(file, raw, where, position, table_is_read))
     conversion.values["dataset"] = datasets
 
 
 def _convert_dataset(
-    file: _File, raw: dict[str, Any], where: _Where, position: int
+    file: _File, raw: dict[str, Any], where: _Where, position: int, table_is_read: bool
 ) -> dict[str, Any]:
     dataset: dict[str, Any] = {}
     for key, value in raw.items():
@@ -539,6 +542,15 @@ def _convert_dataset(
         elif name == "disable_multiline_split" and not _is_off(value):
             dataset["textfile_lines"] = "join"
             file.add(key, value, "changed", "dataset.textfile_lines", "join here")
+        elif name == "parquet" and isinstance(value, dict) and not table_is_read:
+            for option, setting in value.items():
+                file.add(
+                    f"parquet.{option}",
+                    setting,
+                    "without effect there",
+                    None,
+                    "neither captions nor paths came from the table",
+                )
         elif name == "parquet" and isinstance(value, dict):
             _convert_parquet(file, value, dataset, where)
         elif name == "metadata_backend" and value == "parquet":

@@ -344,6 +344,19 @@ def test_options_of_modules_are_checked_like_all_others(tmp_path: Path) -> None:
     assert preset.module_algo_map["FeedForward"].factor is None
 
 
+def test_a_table_that_nothing_reads_is_left_out(tmp_path: Path) -> None:
+    subject = {k: v for k, v in SUBJECT.items() if k != "caption_strategy"}
+    datasets = [{**subject, "parquet": {"path": "captions.parquet"}}]
+    conversion = convert(lay_out(tmp_path / "st", None, datasets), tmp_path / "ws")
+    found = entries(conversion, "multidatabackend.json")
+    assert found[f"{SUBJECT['id']}: parquet.path"].outcome == "without effect there"
+    assert loaded(conversion, tmp_path / "ws").datasets[0].list_file is None
+
+    main = {**CONFIG, "caption_strategy": "parquet"}
+    conversion = convert(lay_out(tmp_path / "st2", main, datasets), tmp_path / "ws2")
+    assert loaded(conversion, tmp_path / "ws2").datasets[0].list_file is not None
+
+
 def test_files_beside_each_other_and_named_files(tmp_path: Path) -> None:
     st, root = tmp_path / "flat", tmp_path / "ws"
     st.mkdir()
