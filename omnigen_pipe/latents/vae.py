@@ -66,7 +66,7 @@ def vae_config(folder: Path) -> dict[str, Any]:
     kind = config.get("_class_name", "AutoencoderKL")
     channels = config.get("latent_channels", LATENT_CHANNELS)
     blocks = config.get("block_out_channels", [64])
-    scale = 2 ** (len(blocks) - 1)
+    scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) else "?"
     if (kind, channels, scale) != ("AutoencoderKL", LATENT_CHANNELS, DOWNSCALE):
         raise UsageError(
             f"{path} describes {kind} with {channels} latent channels at 1/{scale} of the size, "
@@ -83,13 +83,30 @@ def scaling_factor(folder: Path) -> float:
 
 
 def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
-    """diffusers' AutoencoderKL from `folder`, frozen, on `device`, set up as `options` say."""
+    """diffusers' AutoencoderKL from `folder`, frozen, on `device`, set up as `options` say.
+
+    Raises `UsageError` where the weights cannot be read, are not all there, or do not fit the
+    configuration.
+    """
     import torch
     from diffusers import AutoencoderKL
+    from safetensors import SafetensorError
 
     vae_config(folder)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.vae_dtype]
-    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=dtype)
+    try:
+        vae, loaded = AutoencoderKL.from_pretrained(
+            folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+        )
+    # What diffusers raises for damaged weights and wrong configurations; there is no common base.
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise _unusable(folder, " ".join(str(error).split())) from error
+    # diffusers only warns of what is missing, and leaves it without values.
+    missing = set(loaded["missing_keys"])
+    missing |= {name for name, parameter in vae.named_parameters() if parameter.is_meta}
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise _unusable(folder, f"{len(missing)} tensors are missing, such as {names}")
     vae.eval().requires_grad_(False).to(device)
     if options.vae_enable_tiling:
         vae.enable_tiling()
@@ -98,6 +115,13 @@ def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
     if options.vae_enable_slicing:
         vae.enable_slicing()
     return vae
+
+
+def _unusable(folder: Path, why: str) -> UsageError:
+    return UsageError(
+        f"The VAE in {folder} cannot be loaded: {why.rstrip('.')}. Fetch the model again, or name "
+        "another in pretrained_vae_model_name_or_path."
+    )
 
 
 @contextmanager

@@ -139,6 +139,7 @@ def test_weights_in_several_files(folder: Path, tmp_path: Path) -> None:
         ({"latent_channels": 16}, "16 latent channels"),
         ({"block_out_channels": [8, 8, 8]}, "1/4 of the size"),
         ({"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
+        ({"block_out_channels": 4}, r"1/\? of the size"),
     ],
 )
 def test_other_vaes_are_refused(
@@ -191,6 +192,54 @@ def test_loading_follows_the_options(folder: Path, tmp_path: Path) -> None:
     assert other.use_tiling
     assert other.use_slicing
     assert (other.tile_sample_min_size, other.tile_latent_min_size) == (64, 8)
+
+
+def _damaged(folder: Path, damage: str) -> None:
+    """Damage the weights of the VAE in `folder`, or its configuration."""
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / WEIGHTS
+    if damage == "garbage":
+        weights.write_bytes(b"garbage" * 100)
+    elif damage == "empty":
+        weights.write_bytes(b"")
+    elif damage == "cut":
+        os.truncate(weights, weights.stat().st_size - 100)
+    elif damage == "groups":
+        change(folder, norm_num_groups=7)
+    elif damage == "blocks":
+        change(folder, block_out_channels=["a"] * 4)
+    else:
+        tensors = load_file(weights)
+        if damage == "missing":
+            del tensors["quant_conv.weight"]
+        else:
+            tensors["quant_conv.weight"] = tensors["quant_conv.weight"][1:].contiguous()
+        save_file(tensors, weights)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("garbage", "Unable to load weights"),
+        ("empty", "Unable to load weights"),
+        ("cut", "Unable to load weights"),
+        ("missing", "1 tensors are missing, such as quant_conv.weight"),
+        ("shape", r"quant_conv.weight expected shape"),
+        ("groups", "must be divisible"),
+        ("blocks", "cannot be loaded"),
+    ],
+)
+def test_unusable_weights_are_wrong_usage(
+    folder: Path, tmp_path: Path, damage: str, message: str
+) -> None:
+    import torch
+
+    _damaged(folder, damage)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_vae(folder, workspace(tmp_path / "w").config.vae, torch.device("cpu"))
+    assert str(folder) in str(caught.value)
+    assert "Fetch the model again" in str(caught.value)
 
 
 def test_tiles_meet(folder: Path, tmp_path: Path) -> None:
