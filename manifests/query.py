@@ -6,6 +6,7 @@ only on the set of its rows, never on the order of its fragments.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import duckdb
@@ -46,18 +47,21 @@ def current_files(files: pa.Table) -> pa.Table:
 def current_latents(latents: pa.Table, workspace: Path) -> pa.Table:
     """The row that counts for each (pixels_key, vae_key) of the `latents` log.
 
-    Rows whose shard is gone, or whose place a `damaged` row names, do not count. Of the rest
-    the `ok` row with the smallest (shard, offset) wins, else the newest `failed` one.
+    Rows whose shard is gone or has another size than it was published with, or whose place a
+    `damaged` row names, do not count. Of the rest the `ok` row with the smallest (shard, offset)
+    wins, else the newest `failed` one.
     """
-    shards = [s for s in latents["shard"].unique().to_pylist() if s is not None]
+    shards = latents["shard"].drop_null().unique().to_pylist()
+    sizes = [_size(workspace / shard) for shard in shards]
     present = pa.table(
-        {"shard": pa.array([s for s in shards if (workspace / s).is_file()], pa.string())}
+        {"shard": pa.array(shards, pa.string()), "shard_nbytes": pa.array(sizes, pa.int64())}
     )
     return query(
         """
         SELECT * FROM latents
         WHERE status = 'failed'
-           OR (status = 'ok' AND shard IN (SELECT shard FROM present)
+           OR (status = 'ok'
+               AND (shard, shard_nbytes) IN (SELECT (shard, shard_nbytes) FROM present)
                AND NOT EXISTS (SELECT 1 FROM latents AS damaged
                                WHERE damaged.status = 'damaged'
                                  AND damaged.shard = latents.shard
@@ -70,6 +74,15 @@ def current_latents(latents: pa.Table, workspace: Path) -> pa.Table:
         latents=latents,
         present=present,
     )
+
+
+def _size(path: Path) -> int | None:
+    """The size of a file in bytes; None where there is none."""
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
 
 def current_prompts(prompts: pa.Table) -> pa.Table:

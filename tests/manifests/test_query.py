@@ -24,6 +24,7 @@ def latent(status: str, shard: str | None, offset: int | None, at: int = 0, **mo
         "vae_key": "v",
         "shard": shard,
         "offset": offset,
+        "shard_nbytes": None if shard is None else 3,
         "status": status,
         "written_at_ns": at,
         "reason": None if status == "ok" else f"{status} at {at}",
@@ -57,6 +58,9 @@ A, B, C = "latents/512x512/a.tar", "latents/512x512/b.tar", "latents/512x512/c.t
         # A shard that is gone does not count.
         ([latent("ok", C, 0)], []),
         ([latent("ok", C, 0), latent("ok", B, 7)], [("ok", B, 7, None)]),
+        # Nor one that was cut short, or is another.
+        ([latent("ok", A, 0, shard_nbytes=4)], []),
+        ([latent("ok", A, 0, shard_nbytes=2), latent("ok", B, 7)], [("ok", B, 7, None)]),
         # A damaged row takes its place out, wherever it stands, and only that place.
         ([latent("ok", A, 0), latent("damaged", A, 0)], []),
         ([latent("damaged", A, 0, vae_key="w"), latent("ok", A, 0)], []),
