@@ -13,6 +13,7 @@ import pyarrow as pa
 from manifests.errors import PipeError, UsageError
 from manifests.query import query
 from omnigen_pipe.images.buckets import as_table, mean_cropped_away, small_buckets, tally
+from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.samples import (
     make_samples,
     samples_fingerprint,
@@ -30,7 +31,7 @@ _NAMED_CAUSES = 20
 def run(workspace: Workspace, progress: Progress) -> Summary:
     """Publish the samples of today's images and configuration.
 
-    Raises `PipeError` where discover has not run, `UsageError` where no dataset is enabled.
+    Raises `PipeError` where discover has to run first, `UsageError` where no dataset is enabled.
     """
     config = workspace.config
     if not config.datasets:
@@ -41,6 +42,7 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     if not workspace.images.exists():
         raise PipeError(f"There is no {workspace.images.path}: run `omnigen-pipe discover` first.")
 
+    check_discovered(workspace.images, config.datasets)
     progress.note("bucket: reading images.parquet")
     wanted = wanted_images(workspace.images.read(), config)
     progress.note(f"bucket: {wanted.num_rows:,} images in {len(config.datasets)} datasets")
@@ -100,8 +102,8 @@ def _empty_datasets(wanted: pa.Table, workspace: Workspace) -> list[str]:
     """A sentence for each configured dataset that images.parquet knows nothing of."""
     known = set(wanted["dataset"].unique().to_pylist())
     return [
-        f"images.parquet has no image of dataset `{dataset.id}`: run `omnigen-pipe discover`, or "
-        f"check its instance_data_dir ({dataset.instance_data_dir})."
+        f"images.parquet has no image of dataset `{dataset.id}`: check its instance_data_dir "
+        f"({dataset.instance_data_dir})."
         for dataset in workspace.config.datasets
         if dataset.id not in known
     ]

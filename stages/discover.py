@@ -15,7 +15,12 @@ import pyarrow.compute as pc
 
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import DatasetConfig
-from omnigen_pipe.images.catalogue import image_rows, known_captions, options_fingerprint
+from omnigen_pipe.images.catalogue import (
+    discovered_options,
+    image_rows,
+    known_captions,
+    options_fingerprint,
+)
 from omnigen_pipe.images.reading import known_readings, read_missing
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.progress import Progress
@@ -68,7 +73,9 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
         )
         start = end
     images = pa.concat_tables(tables)
-    replaced = workspace.images.replace(images, fingerprint=fingerprint)
+    replaced = workspace.images.replace(
+        images, fingerprint=fingerprint, datasets=discovered_options(datasets)
+    )
     notes = [note for dataset in datasets for note in found[dataset.id].notes]
     return _summary(images, opened, replaced or logged > 0, notes)
 

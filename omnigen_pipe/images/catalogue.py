@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from manifests.errors import PipeError
 from manifests.keys import key
 from manifests.schema import IMAGES
 from manifests.snapshot import Snapshot
@@ -50,6 +51,33 @@ def options_fingerprint(datasets: Sequence[DatasetConfig]) -> str:
     options = [{name: getattr(dataset, name) for name in _OPTIONS} for dataset in datasets]
     options.sort(key=lambda one: str(one["id"]))
     return key(json.dumps(options, sort_keys=True))
+
+
+def discovered_options(datasets: Sequence[DatasetConfig]) -> str:
+    """The `datasets` entry of the metadata of images.parquet: each id with its options' key."""
+    return json.dumps({d.id: options_fingerprint([d]) for d in datasets}, sort_keys=True)
+
+
+def check_discovered(images: Snapshot, datasets: Sequence[DatasetConfig]) -> None:
+    """Raise `PipeError` unless `images` was made with today's options of each of `datasets`.
+
+    Datasets that it holds besides, because they are disabled or gone now, do not matter.
+    """
+    then = json.loads(images.metadata().get("datasets", "{}"))
+    changed = [d.id for d in datasets if then.get(d.id, "") not in ("", options_fingerprint([d]))]
+    if changed:
+        raise PipeError(
+            f"The options of {_named(changed)} changed since discover: run `omnigen-pipe discover`."
+        )
+    new = [d.id for d in datasets if d.id not in then]
+    if new:
+        raise PipeError(
+            f"{images.path} was made without {_named(new)}: run `omnigen-pipe discover`."
+        )
+
+
+def _named(ids: list[str]) -> str:
+    return f"dataset{'s' if len(ids) > 1 else ''} {', '.join(f'`{i}`' for i in ids)}"
 
 
 def known_captions(images: Snapshot, fingerprint: str) -> dict[tuple[str, str], Captions]:

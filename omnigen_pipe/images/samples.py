@@ -20,6 +20,7 @@ from manifests.keys import key, key_sql
 from manifests.query import fingerprint, query
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
+from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.geometry import GEOMETRY_VERSION, Fault, Geometry, plan
 from omnigen_pipe.prompts.template import TEMPLATE_KEY, prompt_key_sql
 from omnigen_pipe.workspace import Workspace
@@ -75,7 +76,7 @@ def samples_settings(config: Config) -> str:
 
 
 def current_samples(workspace: Workspace) -> pa.Table:
-    """All rows of samples.parquet, made with today's configuration.
+    """All rows of samples.parquet, made with today's configuration from today's images.
 
     Raises `PipeError` naming the command to run where there are none, or they are stale.
     """
@@ -85,10 +86,19 @@ def current_samples(workspace: Workspace) -> pa.Table:
             f"There is no {snapshot.path}: run `omnigen-pipe bucket` first, or `omnigen-pipe run` "
             "for all stages."
         )
-    if snapshot.metadata().get("settings") != samples_settings(workspace.config):
+    if workspace.images.exists():
+        check_discovered(workspace.images, workspace.config.datasets)
+    metadata = snapshot.metadata()
+    if metadata.get("settings") != samples_settings(workspace.config):
         raise PipeError(
             f"{snapshot.path} was made with other settings: run `omnigen-pipe bucket` again, or "
             "`omnigen-pipe run` for all stages."
+        )
+    wanted = wanted_images(workspace.images.read(), workspace.config)
+    if metadata.get("fingerprint") != samples_fingerprint(wanted):
+        raise PipeError(
+            f"{snapshot.path} was made from other images than {workspace.images.path} holds now: "
+            "run `omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
         )
     return snapshot.read()
 

@@ -20,8 +20,10 @@ from manifests.errors import PipeError, UsageError
 from manifests.keys import key
 from omnigen_pipe.config import MAX_REPEATS, DatasetOptions, parse
 from omnigen_pipe.images import pixels
+from omnigen_pipe.images.catalogue import discovered_options
 from omnigen_pipe.images.samples import (
     SAMPLE_OPTIONS,
+    current_samples,
     make_samples,
     samples_settings,
     wanted_images,
@@ -70,8 +72,13 @@ def workspace(root: Path, *datasets: dict[str, Any], **tables: Any) -> Workspace
     return Workspace(root, parse({"dataset": list(datasets), **tables}, "test"))
 
 
+def discovered(opened: Workspace, images: pa.Table) -> None:
+    """Stand in for discover."""
+    opened.images.replace(images, datasets=discovered_options(opened.config.datasets))
+
+
 def bucket(opened: Workspace, rows: list[dict]) -> Summary:
-    opened.images.replace(table(rows), fingerprint="f")
+    discovered(opened, table(rows))
     return stages.bucket.run(opened, Progress(quiet=True))
 
 
@@ -396,7 +403,7 @@ def test_many_small_buckets_are_counted_after_the_first(tmp_path: Path) -> None:
 def test_says_which_dataset_has_no_image_and_when_nothing_is_left(tmp_path: Path) -> None:
     opened = workspace(tmp_path, {"id": "d"}, {"id": "new"})
     notes = bucket(opened, [image("d", "tiny.jpg", 10, 10)]).notes
-    assert any("`new`" in note and "omnigen-pipe discover" in note for note in notes)
+    assert any("`new`" in note and "instance_data_dir (images)" in note for note in notes)
     assert "No image is left to train on." in notes
 
 
@@ -406,6 +413,57 @@ def test_asks_for_discover_and_for_a_dataset(tmp_path: Path) -> None:
     assert raised.value.exit_status == 1
     with pytest.raises(UsageError, match="dataset"):
         stages.bucket.run(workspace(tmp_path), Progress(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"caption_strategy": "instanceprompt", "instance_prompt": "a photo"},
+        {"instance_data_dir": "elsewhere"},
+        {"animated": "first"},
+    ],
+)
+def test_options_that_discover_reads_ask_for_discover(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    opened = workspace(tmp_path, {"id": "a"}, {"id": "b"})
+    bucket(opened, [image("a", "x.jpg", 2000, 2000), image("b", "y.jpg", 2000, 2000)])
+    edited = workspace(tmp_path, {"id": "a"}, {"id": "b", **change})
+    message = "options of dataset `b` changed since discover: run `omnigen-pipe discover`"
+    with pytest.raises(PipeError, match=message) as raised:
+        stages.bucket.run(edited, Progress(quiet=True))
+    assert raised.value.exit_status == 1
+    with pytest.raises(PipeError, match=message):
+        current_samples(edited)
+    assert not stages.bucket.run(opened, Progress(quiet=True)).changed, "and back again is free"
+
+
+def test_datasets_that_come_and_go(tmp_path: Path) -> None:
+    both = workspace(tmp_path, {"id": "a"}, {"id": "b"})
+    bucket(both, [image("a", "x.jpg", 2000, 2000), image("b", "y.jpg", 2000, 2000)])
+    for fewer in (
+        workspace(tmp_path, {"id": "b"}),
+        workspace(tmp_path, {"id": "a", "disabled": True, "animated": "first"}, {"id": "b"}),
+    ):
+        stages.bucket.run(fewer, Progress(quiet=True))
+        assert current_samples(fewer)["dataset"].to_pylist() == ["b"]
+    more = workspace(tmp_path, {"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d"})
+    with pytest.raises(PipeError, match="without datasets `c`, `d`: run `omnigen-pipe discover`"):
+        stages.bucket.run(more, Progress(quiet=True))
+
+
+def test_samples_of_other_images_ask_for_bucket(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, {"id": "a"}, {"id": "off", "disabled": True})
+    first, second = image("a", "x.jpg", 2000, 2000), image("a", "y.jpg", 2000, 2000)
+    bucket(opened, [first])
+    assert current_samples(opened).num_rows == 1
+    for rows in ([first, second], [{**first, "captions": ["edited"]}], []):
+        discovered(opened, table(rows))
+        with pytest.raises(PipeError, match=r"other images .* run `omnigen-pipe bucket`") as raised:
+            current_samples(opened)
+        assert raised.value.exit_status == 1
+    discovered(opened, table([{**first, "mtime_ns": 2}, image("off", "z.jpg", 100, 100)]))
+    assert current_samples(opened).num_rows == 1, "what samples do not depend on may change"
 
 
 def test_settings_name_what_samples_depend_on_and_nothing_else(tmp_path: Path) -> None:
@@ -460,7 +518,7 @@ def test_a_hundred_thousand_images(tmp_path: Path) -> None:
         "status": pa.array(["ok"] * number),
     }
     opened = workspace(tmp_path, {"id": "a", "resolution": 512}, RANDOM | {"id": "b"})
-    opened.images.replace(pa.table(columns), fingerprint="f")
+    discovered(opened, pa.table(columns))
     summary = stages.bucket.run(opened, Progress(quiet=True))
     found = opened.samples.read()
     in_b = int(np.sum(columns["dataset"].to_numpy(zero_copy_only=False) == "b"))

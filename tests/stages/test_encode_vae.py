@@ -26,6 +26,7 @@ import stages.encode_vae
 from manifests.errors import PipeError, UsageError
 from manifests.query import current_latents
 from manifests.schema import IMAGES
+from omnigen_pipe.images.catalogue import discovered_options
 from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.shards import ShardError
 from omnigen_pipe.progress import Progress
@@ -77,7 +78,10 @@ def list_samples(place: Workspace, sizes: dict[str, tuple[int, int]] | None = No
                 "status": "ok",
             }
         )
-    place.images.replace(pa.Table.from_pylist(rows, schema=IMAGES.schema))
+    place.images.replace(
+        pa.Table.from_pylist(rows, schema=IMAGES.schema),
+        datasets=discovered_options(place.config.datasets),
+    )
     stages.bucket.run(place, QUIET)
 
 
@@ -207,6 +211,17 @@ def test_a_lost_shard_is_encoded_again(place: Workspace) -> None:
     summary = run(place)
     assert summary.counts["encoded"] == held > 0
     assert ok_rows(place).keys() == wanted_keys(place)
+
+
+@pytest.mark.parametrize("left", [0, 1000])
+def test_a_shard_cut_short_is_encoded_again(place: Workspace, left: int) -> None:
+    run(place)
+    cut = sorted(place.root.glob("latents/*/*.tar"))[0]
+    held = sum(row["shard"].endswith(cut.name) for row in ok_rows(place).values())
+    os.truncate(cut, left)
+    assert run(place).counts["encoded"] == held > 0
+    assert ok_rows(place).keys() == wanted_keys(place)
+    assert run(place).counts["encoded"] == 0
 
 
 def test_another_vae_or_precision_is_encoded_anew(place: Workspace, small_omnigen: Path) -> None:

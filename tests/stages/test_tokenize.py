@@ -16,7 +16,7 @@ from manifests.errors import PipeError, UsageError
 from manifests.query import current_prompts
 from manifests.schema import SAMPLES
 from omnigen_pipe.config import parse
-from omnigen_pipe.images.samples import samples_settings
+from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, wanted_images
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import prompt_key
 from omnigen_pipe.prompts.tokenizer import load
@@ -51,7 +51,11 @@ def publish_samples(
         ],
         schema=SAMPLES.schema,
     )
-    opened.samples.replace(table, settings=samples_settings(opened.config))
+    opened.samples.replace(
+        table,
+        settings=samples_settings(opened.config),
+        fingerprint=samples_fingerprint(wanted_images(opened.images.read(), opened.config)),
+    )
 
 
 def run(opened: Workspace) -> Summary:

@@ -12,7 +12,7 @@ import webdataset
 from manifests.errors import ManifestError, PipeError
 from manifests.schema import LATENTS, PROMPTS, SAMPLES
 from omnigen_pipe.config import parse
-from omnigen_pipe.images.samples import samples_settings
+from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, wanted_images
 from omnigen_pipe.latents.shards import DamagedLatentError, ShardWriter
 from omnigen_pipe.training.batches import BatchReader
 from omnigen_pipe.training.draws import Appearance
@@ -57,8 +57,11 @@ def workspace(tmp_path: Path) -> Workspace:
         _sample(7, status="filtered"),
         _sample(8, pixels_key=f"{1:032x}", prompt_keys=["p1", "unknown"]),
     ]
-    settings = samples_settings(here.config)
-    here.samples.replace(pa.Table.from_pylist(rows, SAMPLES.schema), settings=settings)
+    here.samples.replace(
+        pa.Table.from_pylist(rows, SAMPLES.schema),
+        settings=samples_settings(here.config),
+        fingerprint=samples_fingerprint(wanted_images(here.images.read(), here.config)),
+    )
     prompts = [("p1", [1, 2]), ("p2", [3, 4, 5])]
     here.prompts.append(
         pa.Table.from_pylist(
