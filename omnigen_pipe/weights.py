@@ -12,13 +12,11 @@ from typing import Any
 
 from manifests.errors import UsageError
 from manifests.publish import publish, staged
+from omnigen_pipe.mtimes import RACY_NS
 from omnigen_pipe.workspace import Workspace
 
 #: diffusers' name of the weights in a part's folder; an index beside it where they are split.
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-
-#: A file changed this recently may change again within the resolution of its mtime.
-_SETTLED_NS = 2_000_000_000
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -54,7 +52,7 @@ def weights_hashes(workspace: Workspace, files: list[Path]) -> list[str]:
 
         digest = blake3(max_threads=blake3.AUTO).update_mmap(file).hexdigest()
         hashes.append(digest)
-        if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+        if time.time_ns() - stat.st_mtime_ns >= RACY_NS:
             remembered[str(file.resolve())] = [*identity, digest]
             learned = True
     if learned:

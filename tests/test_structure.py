@@ -29,6 +29,7 @@ FLOORS = [
     {
         "omnigen_pipe.config",
         "omnigen_pipe.hub",
+        "omnigen_pipe.mtimes",
         "omnigen_pipe.progress",
         "omnigen_pipe.stop",
         "omnigen_pipe.summary",

@@ -26,8 +26,8 @@ from omnigen_pipe.images.captions import (
     without_file,
 )
 from omnigen_pipe.images.probe import Facts, Reading
-from omnigen_pipe.images.reading import RACY_NS
 from omnigen_pipe.images.sources import Candidate, Listing
+from omnigen_pipe.mtimes import RACY_NS
 
 #: The options of a dataset that rows of images depend on.
 _OPTIONS = (

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,13 +20,10 @@ from PIL import Image, ImageCms, ImageColor
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import PixelsConfig
-from omnigen_pipe.images.probe import orientation
+from omnigen_pipe.images.probe import FORMATS, PILLOW_ERRORS, SIDEWAYS, orientation
 
 #: Raised whenever the same bytes and geometry would give other pixels.
 PIXELS_VERSION = 1
-
-#: Pillow's formats that are read: those that discover tries, and no other.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 #: `decode = "reduced"` leaves at least this many times the size after the resize.
 REDUCTION_MARGIN = 1.5
@@ -53,24 +48,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
-
-#: What Pillow's decoders raise for bytes they cannot use; there is no common base.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
 
 
 class PixelsError(PipeError):
@@ -106,7 +85,7 @@ def read_pixels(
         with _any_size():
             image = _resized(data, resize, config)
         return _finish(image.crop(box), config)
-    except _DECODE_ERRORS as error:
+    except PILLOW_ERRORS as error:
         if _for_want_of_memory(error, data):
             raise MemoryError(f"while decoding: {error}") from error
         raise PixelsError(f"cannot be decoded: {error or type(error).__name__}") from error
@@ -121,11 +100,11 @@ def _for_want_of_memory(error: Exception, data: bytes) -> bool:
     if "out of memory" in str(error).lower():
         return True
     try:
-        with _any_size(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _any_size(), Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             pixels = image.width * image.height
     except MemoryError:
         return True
-    except _DECODE_ERRORS:
+    except PILLOW_ERRORS:
         pixels = _ASSUMED_PIXELS  # a WebP is opened by its decoder, which wants memory first
     try:
         np.empty(pixels * _NEEDED_PER_PIXEL + _NEEDED, np.uint8)
@@ -162,7 +141,7 @@ def _any_size() -> Iterator[None]:
 
 def _resized(data: bytes, size: tuple[int, int], config: PixelsConfig) -> Image.Image:
     """The upright image at `size`, in mode L, RGB, CMYK, LA or RGBA, in its own colours."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     box = _reduce(image, size) if config.decode == "reduced" else None
     deep_colour = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
@@ -170,7 +149,7 @@ def _resized(data: bytes, size: tuple[int, int], config: PixelsConfig) -> Image.
     plain = _plain(image, deep_colour)
     if box is not None:
         # Resized before it is turned, because the box is in the stored image's axes.
-        stored = size[::-1] if turned in _SIDEWAYS else size
+        stored = size[::-1] if turned in SIDEWAYS else size
         plain = plain.resize(stored, Image.Resampling.LANCZOS, box=box)
     if turned in _UPRIGHT:
         plain = plain.transpose(_UPRIGHT[turned])
@@ -189,7 +168,7 @@ def _reduce(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, fl
     """
     if image.format not in ("JPEG", "MPO"):
         return None
-    width, height = size[::-1] if orientation(image) in _SIDEWAYS else size
+    width, height = size[::-1] if orientation(image) in SIDEWAYS else size
     full = image.size
     # draft() picks the largest of 1, 2, 4, 8 that leaves at least the size asked for.
     asked = (math.ceil(REDUCTION_MARGIN * width), math.ceil(REDUCTION_MARGIN * height))

@@ -24,7 +24,7 @@ from blake3 import blake3
 from PIL import ExifTags, Image
 
 #: Pillow's formats that are tried, by a file's first bytes, and the extensions they go by.
-_FORMATS = {
+FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
@@ -41,12 +41,13 @@ _UNREAD_EXTENSIONS = (".heic", ".heif", ".hif", ".jxl")
 
 #: Extensions of picture files, in lower case.
 PICTURE_EXTENSIONS = frozenset(
-    {extension for extensions in _FORMATS.values() for extension in extensions}
+    {extension for extensions in FORMATS.values() for extension in extensions}
     | set(_UNREAD_EXTENSIONS)
 )
 
-#: What Pillow's format readers raise for bytes they cannot use; there is no common base.
-_HEADER_ERRORS = (
+#: What Pillow's readers and decoders raise for bytes they cannot use; there is no common base.
+#: `MemoryError` is none of them: it says nothing of the bytes.
+PILLOW_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -56,10 +57,12 @@ _HEADER_ERRORS = (
     ArithmeticError,
     EOFError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
 )
+
+#: EXIF orientations that swap width and height.
+SIDEWAYS = (5, 6, 7, 8)
 
 #: Files up to this size (bytes) are held in memory while they are read; larger ones are hashed
 #: piece by piece and probed through their handle.
@@ -70,7 +73,6 @@ _PIECE = 4 * 2**20
 READERS = 8
 
 _HASH_BYTES = 16
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
@@ -113,20 +115,20 @@ def read_file(path: str, size: int, mtime_ns: int) -> Reading:
             before = os.fstat(handle.fileno())
             if not stat.S_ISREG(before.st_mode):
                 return Reading(read_at_ns, None, "not a regular file")
-            data: BinaryIO
             if before.st_size <= _WHOLE:
                 content = handle.read()
-                content_hash, nbytes = blake3(content).digest(_HASH_BYTES).hex(), len(content)
-                data = io.BytesIO(content)
+                facts, nbytes = probe(content), len(content)
             else:
                 content_hash, nbytes = _hash_pieces(handle)
-                data = handle
+                facts = _header(handle, content_hash, nbytes)
             after = os.fstat(handle.fileno())
             if (size, mtime_ns) != (after.st_size, after.st_mtime_ns) or nbytes != size:
                 return Reading(read_at_ns, None, "unreadable: it changed during discover")
-            return Reading(read_at_ns, _header(data, content_hash, nbytes))
+            return Reading(read_at_ns, facts)
     except OSError as error:
         return Reading(read_at_ns, None, f"unreadable: {error.strerror or error}")
+    except MemoryError:
+        return Reading(read_at_ns, None, "unreadable: too little memory")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
@@ -175,14 +177,14 @@ def _header(data: BinaryIO, content_hash: str, nbytes: int) -> Facts:
     data.seek(0)
     prefix = data.read(16)
     damaged = None
-    for name in _FORMATS:
+    for name in FORMATS:
         if not _accepts(name, prefix):
             continue
         try:
             return _facts_of(_opened(name, data), content_hash)
         except Image.DecompressionBombError:
             return Facts(content_hash, name, reason="too large: Pillow refuses to open it")
-        except _HEADER_ERRORS as error:
+        except PILLOW_ERRORS as error:
             detail = " ".join(str(error).split()) or type(error).__name__
             damaged = f"truncated or damaged header: {name}: {detail}"
     if damaged is None:
@@ -206,7 +208,7 @@ def _opened(name: str, data: BinaryIO) -> Image.Image:
         if moved is not None:
             try:
                 return factory(io.BytesIO(moved), "")
-            except _HEADER_ERRORS:
+            except PILLOW_ERRORS:
                 pass  # what follows the pixels is broken, and does not matter to them
     data.seek(0)
     return factory(data, "")
@@ -217,7 +219,7 @@ def _facts_of(image: Image.Image, content_hash: str) -> Facts:
     if width <= 0 or height <= 0:
         raise ValueError(f"size {width}x{height}")
     # Pillow gives the size of a TIFF as it will be after load(), which turns it upright.
-    if image.format != "TIFF" and orientation(image) in _SIDEWAYS:
+    if image.format != "TIFF" and orientation(image) in SIDEWAYS:
         width, height = height, width
     # The further pictures of an MPO are previews or other views of a photograph, no animation.
     frames = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
@@ -229,7 +231,7 @@ def orientation(image: Image.Image) -> int:
     try:
         # Not the method of the PNG reader, which decodes the pixels to find EXIF behind them.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except _HEADER_ERRORS:
+    except PILLOW_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

@@ -16,10 +16,7 @@ from manifests.log import Log
 from manifests.query import current_files, query
 from omnigen_pipe.images.probe import Facts, Reading, read_files
 from omnigen_pipe.images.sources import Candidate
-
-#: A file may change once more within its modification time's granularity, which is two seconds
-#: on FAT: one read so soon after it was modified is read again next time (nanoseconds).
-RACY_NS = 2_000_000_000
+from omnigen_pipe.mtimes import RACY_NS
 
 #: A candidate and the dataset that it was found for.
 Entry = tuple[str, Candidate]

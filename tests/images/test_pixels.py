@@ -570,10 +570,6 @@ def test_policy_names_whatever_changes_pixels() -> None:
     assert str(pixels.PIXELS_VERSION) in policy(FULL)
 
 
-def test_the_formats_are_those_of_discover() -> None:
-    assert set(pixels.FORMATS) == set(probe._FORMATS)
-
-
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_is_no_orientation() -> None:
     # As discover sees it: the two must agree on which side is up.

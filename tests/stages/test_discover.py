@@ -401,6 +401,24 @@ def test_an_unreadable_file_is_tried_again(tmp_path: Path, monkeypatch: pytest.M
     assert summary.counts == {"images": 2, "ok": 2, "rejected": 0, "files opened": 1}
 
 
+def test_a_file_that_memory_is_too_short_for_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "images" / "a.png")
+    picture(tmp_path / "images" / "b.jpg")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    ws = workspace(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "getexif", refuse)
+        summary = discover.run(ws, QUIET)
+        assert {row["reason"] for row in rows(ws)} == {"unreadable: too little memory"}
+        assert summary.left_out == {"unreadable": 2}
+    assert discover.run(ws, QUIET).counts["ok"] == 2
+
+
 def test_the_fingerprint_is_in_the_snapshot(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     ws = workspace(tmp_path)
