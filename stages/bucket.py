@@ -12,7 +12,13 @@ import pyarrow as pa
 
 from manifests.errors import PipeError, UsageError
 from manifests.query import query
-from omnigen_pipe.images.buckets import as_table, mean_cropped_away, small_buckets, tally
+from omnigen_pipe.images.buckets import (
+    as_table,
+    mean_cropped_away,
+    small_buckets,
+    tally,
+    unused_options,
+)
 from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.samples import (
     make_samples,
@@ -64,7 +70,11 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
             "rejected": statuses["rejected"],
         },
         left_out=_left_out(samples),
-        notes=_empty_datasets(wanted, workspace) + small_buckets(samples, config),
+        notes=[
+            *_empty_datasets(wanted, workspace),
+            *unused_options(config),
+            *small_buckets(samples, config),
+        ],
         details={"buckets": buckets, "cropped_away": mean_cropped_away(buckets)},
     )
     if buckets:

@@ -9,10 +9,13 @@ import pyarrow as pa
 from rich.table import Table
 
 from manifests.query import query
-from omnigen_pipe.config import Config
+from omnigen_pipe.config import Config, DatasetConfig
 
 #: So many small buckets are explained one by one; the rest is counted.
 _EXPLAINED = 5
+
+#: Options that decide nothing with `crop = false`; `target_downsample_size` is one more.
+_CROP_OPTIONS = ("crop_aspect", "crop_aspect_buckets", "crop_style", "crop_seed")
 
 
 def tally(samples: pa.Table) -> list[dict[str, Any]]:
@@ -119,3 +122,28 @@ def small_buckets(samples: pa.Table, config: Config) -> list[str]:
             f"train_batch_size = {batch}."
         )
     return notes
+
+
+def unused_options(config: Config) -> list[str]:
+    """A sentence for each dataset that sets options of cropping but does not crop."""
+    notes = []
+    for dataset in config.datasets:
+        unused = _unused(dataset)
+        if unused:
+            notes.append(
+                f"Dataset `{dataset.id}`: {', '.join(unused)} ha{'s' if len(unused) == 1 else 've'}"
+                " no effect with crop = false."
+            )
+    return notes
+
+
+def _unused(dataset: DatasetConfig) -> list[str]:
+    """The options of `dataset`, its own or inherited, that differ from what has no effect."""
+    if dataset.crop:
+        return []
+    names = list(_CROP_OPTIONS)
+    # With a maximum it still decides that larger images are kept.
+    if not dataset.maximum_image_size:
+        names.append("target_downsample_size")
+    defaults = type(dataset).model_fields
+    return [name for name in names if getattr(dataset, name) != defaults[name].default]

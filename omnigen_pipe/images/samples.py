@@ -232,7 +232,8 @@ def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
                    CASE WHEN rows.status <> 'ok' THEN 'rejected'
                         WHEN rows.fault <> {int(Fault.NONE)} THEN 'filtered'
                         ELSE 'ok' END AS status,
-                   CASE WHEN rows.status <> 'ok' THEN coalesce(rows.reason, 'no reason given')
+                   CASE WHEN rows.status <> 'ok'
+                        THEN split_part(coalesce(rows.reason, 'no reason given'), ': ', 1)
                         ELSE cause END AS cause,
                    CASE WHEN rows.status <> 'ok' THEN coalesce(rows.reason, 'no reason given')
                         ELSE format(form, width, height, resize_width, resize_height, bucket)

@@ -290,6 +290,39 @@ def test_the_most_repeats_that_may_be_asked_for_are_counted(tmp_path: Path) -> N
     assert found["per_epoch"] == 3000 * (MAX_REPEATS + 1) > 2**31
 
 
+def test_rejected_images_are_counted_by_kind(tmp_path: Path) -> None:
+    opened = workspace(tmp_path, {"id": "d"})
+    reasons = [f"too large: {n}x{n} is {n * n:,} pixels" for n in (30000, 40000)]
+    rows = [rejected("d", f"{i}.jpg", reason=reason) for i, reason in enumerate(reasons)]
+    assert bucket(opened, rows).left_out == {"d: too large": 2}
+    assert [row["reason"] for row in samples(opened)] == reasons, "the whole reason is kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"crop_style": "corner", "crop_seed": 3}, "crop_style, crop_seed have"),
+        ({"crop_aspect": "closest", "crop_aspect_buckets": [1]}, "crop_aspect, crop_aspect_bucke"),
+        ({"target_downsample_size": 1536}, "target_downsample_size has"),
+        ({"target_downsample_size": 1536, "maximum_image_size": 1536}, None),
+        ({"crop_style": "center", "crop_aspect": "square"}, None),
+        ({"crop_style": "corner", "target_downsample_size": 1536, "crop": True}, None),
+        ({}, None),
+    ],
+)
+def test_options_without_effect_are_named(
+    tmp_path: Path, options: dict[str, Any], named: str | None
+) -> None:
+    opened = workspace(tmp_path, {"id": "d", **options})
+    notes = bucket(opened, [image("d", "x.jpg", 1600, 1600)]).notes
+    if named is None:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert note.startswith(f"Dataset `d`: {named}")
+        assert note.endswith("no effect with crop = false.")
+
+
 RANDOM = {"id": "d", "crop": True, "crop_style": "random", "crops_per_image": 3}
 
 
