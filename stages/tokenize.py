@@ -11,6 +11,7 @@ import time
 
 import pyarrow as pa
 
+from manifests.keys import key
 from manifests.query import current_prompts, query
 from manifests.schema import PROMPTS
 from omnigen_pipe.images.samples import current_samples
@@ -37,7 +38,11 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     with progress.task("tokenize", missing.num_rows) as advance:
         for start in range(0, missing.num_rows, CHUNK):
             chunk = missing.slice(start, CHUNK)
-            workspace.prompts.append(_tokenised(chunk, tokenizer), tokenizer_key=tokenizer.key)
+            workspace.prompts.append(
+                _tokenised(chunk, tokenizer),
+                tokenizer_key=tokenizer.key,
+                fingerprint=key(tokenizer.key, *chunk["prompt_key"].to_pylist()),
+            )
             advance(chunk.num_rows)
 
     captions = sum(wanted["is_caption"].to_pylist())

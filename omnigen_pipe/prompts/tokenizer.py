@@ -83,8 +83,3 @@ def load(folder: Path) -> PromptTokenizer:
 def load_configured(workspace: Workspace) -> PromptTokenizer:
     """The tokenizer of the workspace's model; raises `UsageError` as `load` does."""
     return load(model_files.model_part(workspace, "tokenizer"))
-
-
-def tokenizer_key(workspace: Workspace) -> str:
-    """The key under which prompts count for the workspace's model."""
-    return load_configured(workspace).key

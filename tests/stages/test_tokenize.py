@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 import stages.tokenize
+from manifests import parquet
 from manifests.errors import PipeError, UsageError
 from manifests.query import current_prompts
-from manifests.schema import SAMPLES
+from manifests.schema import PROMPTS, SAMPLES
 from omnigen_pipe.config import parse
 from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, wanted_images
 from omnigen_pipe.progress import Progress
@@ -106,6 +107,17 @@ def test_a_second_run_does_nothing(tmp_path: Path, small_omnigen: Path) -> None:
     assert not again.changed
     assert (again.counts["tokenised"], again.counts["already there"]) == (0, 2 + OTHERS)
     assert fragments(opened) == before
+
+
+def test_a_fragment_says_what_it_was_made_from(tmp_path: Path, small_omnigen: Path) -> None:
+    found = []
+    for name, captions in (("a", ["one", "two"]), ("b", ["two", "one"]), ("c", ["one"])):
+        opened = workspace(tmp_path / name, small_omnigen)
+        publish_samples(opened, [[text] for text in captions])
+        run(opened)
+        (path,) = opened.prompts.fragments()
+        found.append(parquet.read_metadata(path, PROMPTS)["fingerprint"])
+    assert found[0] == found[1] != found[2]
 
 
 def test_an_edited_caption_costs_exactly_one(tmp_path: Path, small_omnigen: Path) -> None:
