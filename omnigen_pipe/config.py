@@ -351,10 +351,10 @@ class PromptsConfig(_Table):
     """How prompts are tokenised."""
 
     warn_tokens: int = Field(
-        0,
+        512,
         ge=0,
         description="Name prompts of more tokens than this in the summary; 0: never. Nothing is "
-        "ever truncated.",
+        "ever truncated. The default, about a page of text, is a choice and no limit of OmniGen.",
     )
 
 

@@ -145,8 +145,9 @@ def _describe_lengths(
     if long.num_rows:
         text, length = long["text"][0].as_py(), long["length"][0].as_py()
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        which = "1 prompt has" if long.num_rows == 1 else f"{long.num_rows:,} prompts have"
         summary.notes.append(
-            f"{long.num_rows:,} prompts have more than {limit} tokens (warn_tokens); nothing is "
+            f"{which} more than {limit} tokens (warn_tokens); nothing is "
             f"truncated. The longest has {length}: {shown!r}"
         )
         summary.details["long_prompts"] = long.num_rows

@@ -187,6 +187,15 @@ def test_long_prompts_are_named_and_not_cut(tmp_path: Path, small_omnigen: Path)
     assert max(opened.prompts.read()["length"].to_pylist()) == longest
 
 
+def test_a_page_of_text_is_too_long_by_default_and_0_is_never(
+    tmp_path: Path, small_omnigen: Path
+) -> None:
+    publish_samples(workspace(tmp_path, small_omnigen), [["word " * 2000]])
+    (note,) = run(workspace(tmp_path, small_omnigen)).notes
+    assert "1 prompt has more than 512 tokens" in note
+    assert run(workspace(tmp_path, small_omnigen, prompts={"warn_tokens": 0})).notes == []
+
+
 def test_stale_samples_name_the_command(tmp_path: Path, small_omnigen: Path) -> None:
     with pytest.raises(PipeError, match="omnigen-pipe bucket"):
         run(workspace(tmp_path, small_omnigen))
