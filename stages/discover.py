@@ -37,7 +37,7 @@ _SHOWN = 20
 def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) -> Summary:
     """Publish what is there now.
 
-    Raises `PipeError` where a dataset lost more than half of its files since the last time,
+    Raises `PipeError` where more than half of a dataset's files of the last time are gone,
     unless `allow_shrink`; `UsageError` where a folder, list or repository cannot be used.
     """
     datasets = sorted(workspace.config.datasets, key=lambda dataset: dataset.id)
@@ -46,11 +46,11 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
             f"{workspace.root} has no [[dataset]] that is not disabled. Add one to its "
             "omnigen-pipe.toml."
         )
-    before = Counter(workspace.images.read()["dataset"].to_pylist())
+    before = _rows_before(workspace)
     found = {}
     for dataset in datasets:
         progress.note(f"discover: looking for the images of `{dataset.id}`")
-        found[dataset.id] = _find(workspace, dataset, before[dataset.id], allow_shrink)
+        found[dataset.id] = _find(workspace, dataset, before.get(dataset.id, {}), allow_shrink)
 
     entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
     readings = known_readings(entries, workspace.files.read())
@@ -80,26 +80,54 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
     return _summary(images, opened, replaced or logged > 0, notes)
 
 
-def _find(workspace: Workspace, dataset: DatasetConfig, before: int, allow_shrink: bool) -> Found:
-    """The candidates of `dataset`; stops where too few of the `before` rows would be left."""
+#: Size (bytes) and modification time of each file of a dataset, by path.
+_Rows = dict[str, tuple[int | None, int | None]]
+
+
+def _rows_before(workspace: Workspace) -> dict[str, _Rows]:
+    """The rows of the last snapshot, by dataset."""
+    before: dict[str, _Rows] = {}
+    rows = workspace.images.read().select(["dataset", "path", "size", "mtime_ns"])
+    columns = (column.to_pylist() for column in rows.columns)
+    for dataset, path, size, mtime_ns in zip(*columns, strict=True):
+        before.setdefault(dataset, {})[path] = (size, mtime_ns)
+    return before
+
+
+def _find(workspace: Workspace, dataset: DatasetConfig, before: _Rows, allow_shrink: bool) -> Found:
+    """The candidates of `dataset`; stops where too many of the rows `before` would vanish."""
     local = workspace.path(dataset.instance_data_dir)
     gone = not dataset.instance_data_dir.startswith("hf://") and not local.is_dir()
-    if gone and allow_shrink:
+    # A folder that was never there is a wrong path, and stays an error.
+    if gone and before and allow_shrink:
         return Found(local, [], notes=[f"dataset `{dataset.id}`: the folder {local} is gone."])
     if gone and before:
         raise PipeError(
-            f"dataset `{dataset.id}`: the folder {local} is gone, and with it {before:,} files "
-            "that were there last time. Mount or restore it. If it is gone for good, disable the "
-            "dataset or pass --allow-shrink."
+            f"dataset `{dataset.id}`: the folder {local} is gone, and with it {len(before):,} "
+            "files that were there last time. Mount or restore it. If it is gone for good, "
+            "disable the dataset or pass --allow-shrink."
         )
     found = find(workspace, dataset, dataset_root(workspace, dataset, refresh=True))
-    now = len(found.candidates)
-    if 2 * now < before and not allow_shrink:
+    vanished = _vanished(before, found)
+    if 2 * vanished > len(before) and not allow_shrink:
         raise PipeError(
-            f"dataset `{dataset.id}`: {now:,} files are left of {before:,} in {found.root}. "
-            "Nothing was changed. If they were removed on purpose, pass --allow-shrink."
+            f"dataset `{dataset.id}`: {vanished:,} of the {len(before):,} files that were there "
+            f"last time are gone from {found.root}, and {len(found.candidates):,} files are there "
+            "now. Nothing was changed. If that is meant, pass --allow-shrink."
         )
     return found
+
+
+def _vanished(before: _Rows, found: Found) -> int:
+    """How many files of `before` are there no more, under their name or another.
+
+    A renamed or moved file keeps its size and modification time: each new file makes up for
+    one vanished file with the same two.
+    """
+    now = {c.path: (c.size, c.mtime_ns) for c in found.candidates}
+    lost = Counter(facts for path, facts in before.items() if path not in now)
+    new = Counter(facts for path, facts in now.items() if path not in before)
+    return (lost - new).total()
 
 
 def _summary(images: pa.Table, opened: int, changed: bool, notes: list[str]) -> Summary:

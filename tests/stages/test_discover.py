@@ -355,7 +355,7 @@ def test_a_dataset_that_shrank_stops_discover(tmp_path: Path) -> None:
     (images / "2.png").unlink()
     (images / "3.png").unlink()
     before = ws.images.read()
-    with pytest.raises(PipeError, match=r"dataset `d`: 1 files are left of 3.*--allow-shrink"):
+    with pytest.raises(PipeError, match=r"dataset `d`: 2 of the 3 files .* gone.*--allow-shrink"):
         discover.run(ws, QUIET)
     images.rename(tmp_path / "moved")
     with pytest.raises(PipeError, match=r"dataset `d`: the folder .* is gone.*--allow-shrink") as e:
@@ -372,6 +372,48 @@ def test_a_dataset_that_shrank_stops_discover(tmp_path: Path) -> None:
         "rejected": 0,
         "files opened": 0,
     }
+
+
+def test_other_files_in_their_place_are_a_loss_too(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for number in range(5):
+        picture(images / f"{number}.png", size=(10 + number, 10))
+    ws = workspace(tmp_path)
+    discover.run(ws, QUIET)
+    before = ws.images.read()
+    for number in range(3):
+        (images / f"{number}.png").unlink()
+        os.utime(picture(images / f"new {number}.png", size=(20, 10)))
+    with pytest.raises(PipeError, match=r"3 of the 5 files .* 5 files are there now"):
+        discover.run(ws, QUIET)
+    assert ws.images.read().equals(before)
+    assert discover.run(ws, QUIET, allow_shrink=True).counts["images"] == 5
+
+
+def test_renamed_and_moved_files_are_no_loss(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for number in range(4):
+        # All of one size and time: each new name makes up for one old name, and no more.
+        picture(images / f"{number}.png")
+    ws = workspace(tmp_path)
+    discover.run(ws, QUIET)
+    (images / "sub").mkdir()
+    for number in range(3):
+        (images / f"{number}.png").rename(images / "sub" / f"renamed {number}.png")
+    assert discover.run(ws, QUIET).counts["ok"] == 4
+    for number in range(3):
+        (images / "sub" / f"renamed {number}.png").unlink()
+    (images / "3.png").rename(images / "last.png")
+    with pytest.raises(PipeError, match="3 of the 4 files"):
+        discover.run(ws, QUIET)
+
+
+def test_a_folder_that_never_was_is_a_wrong_path(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    ws = workspace(tmp_path, {}, {"id": "typo", "instance_data_dir": "imagse"})
+    with pytest.raises(UsageError, match="imagse does not exist"):
+        discover.run(ws, QUIET, allow_shrink=True)
+    assert not ws.images.exists()
 
 
 def test_no_dataset_is_wrong_usage(tmp_path: Path) -> None:
