@@ -62,7 +62,7 @@ def fetch(
         return snapshot(local=False)
     except errors() as error:
         raise UsageError(
-            f"{what} could not be fetched from the hub: {str(error).splitlines()[0]} Check the "
-            "name, the network (HF_ENDPOINT for a mirror) and, for gated or private "
+            f"{what} could not be fetched from the hub: {str(error).splitlines()[0].rstrip('.')}. "
+            "Check the name, the network (HF_ENDPOINT for a mirror) and, for gated or private "
             "repositories, the login (`hf auth login`)."
         ) from error
