@@ -142,7 +142,7 @@ class FrozenSamples:
             raise ManifestError(f"{path} cannot be read: {error}") from error
         metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         chosen = pc.is_in(table["split"], pa.array(list(splits), pa.string()))
-        table = table.filter(chosen)
+        table = table.filter(chosen).combine_chunks()  # else every take would join the chunks
         names = tuple(sorted(set(table["bucket"].to_pylist())))
         codes = {name: number for number, name in enumerate(names)}
         return cls(
