@@ -13,7 +13,7 @@ from contextlib import closing
 import pyarrow as pa
 
 from manifests.log import Log
-from manifests.query import current_files, query
+from manifests.query import current_files, fingerprint, query
 from omnigen_pipe.images.probe import Facts, Reading, read_files
 from omnigen_pipe.images.sources import Candidate
 from omnigen_pipe.mtimes import RACY_NS
@@ -85,7 +85,8 @@ def read_missing(
     def publish() -> None:
         nonlocal logged
         if rows:
-            log.append(pa.Table.from_pylist(rows, log.manifest.schema))
+            table = pa.Table.from_pylist(rows, log.manifest.schema)
+            log.append(table, fingerprint=fingerprint(table, list(log.manifest.key)))
         logged += len(rows)
         rows.clear()
 
