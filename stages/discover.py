@@ -8,6 +8,7 @@ into, or deleted from, the folders of the images.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,9 +22,11 @@ from omnigen_pipe.images.catalogue import (
     known_captions,
     options_fingerprint,
 )
-from omnigen_pipe.images.reading import known_readings, read_missing
+from omnigen_pipe.images.probe import Reading
+from omnigen_pipe.images.reading import Entry, known_readings, read_missing
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -38,7 +41,9 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
     """Publish what is there now.
 
     Raises `PipeError` where more than half of a dataset's files of the last time are gone,
-    unless `allow_shrink`; `UsageError` where a folder, list or repository cannot be used.
+    unless `allow_shrink`; `UsageError` where a folder, list or repository cannot be used. A
+    first Ctrl-C or SIGTERM while files are read ends it with what was read published, and
+    images.parquet as it was.
     """
     datasets = sorted(workspace.config.datasets, key=lambda dataset: dataset.id)
     if not datasets:
@@ -54,11 +59,17 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
 
     entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
     readings = known_readings(entries, workspace.files.read())
-    missing = sum(
-        r is None and c.reason is None for (_, c), r in zip(entries, readings, strict=True)
-    )
-    with progress.task("discover", missing) as advance:
-        opened, logged = read_missing(entries, readings, workspace.files, advance, FLUSH_SECONDS)
+    with progress.task("discover", _unread(entries, readings)) as advance, stop_on_signal() as stop:
+        opened, logged = read_missing(
+            entries,
+            readings,
+            workspace.files,
+            advance,
+            FLUSH_SECONDS,
+            asked_to_stop=lambda: stop.signal is not None,
+        )
+    if left := _unread(entries, readings):
+        return _stopped(opened, logged, left, stop.signal)
 
     fingerprint = options_fingerprint(datasets)
     known = known_captions(workspace.images, fingerprint)
@@ -78,6 +89,26 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
     )
     notes = [note for dataset in datasets for note in found[dataset.id].notes]
     return _summary(images, opened, replaced or logged > 0, notes)
+
+
+def _unread(entries: Sequence[Entry], readings: Sequence[Reading | None]) -> int:
+    """How many entries are still to be read."""
+    pairs = zip(entries, readings, strict=True)
+    return sum(reading is None and c.reason is None for (_, c), reading in pairs)
+
+
+def _stopped(opened: int, logged: int, left: int, signal: int | None) -> Summary:
+    """The summary of a run that a signal ended before all files were read."""
+    return Summary(
+        "discover",
+        changed=logged > 0,
+        counts={"files opened": opened, "not read yet": left},
+        notes=[
+            "Stopped by a signal; what was read is kept, and images.parquet is as it was. Run the "
+            "same command to go on."
+        ],
+        signal=signal,
+    )
 
 
 #: Size (bytes) and modification time of each file of a dataset, by path.

@@ -7,7 +7,7 @@ A file whose size and modification time the log has seen is not opened. What cou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import pyarrow as pa
@@ -60,20 +60,28 @@ def read_missing(
     log: Log,
     advance: Callable[[int], None],
     flush_seconds: float,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[int, int]:
     """Read the files of the entries without a reading, fill these in, and log the facts.
 
     A file that several entries name is opened once, and not at all where another entry's
     reading is of the same state. New rows are published every `flush_seconds`, and at the end,
     also where that is an exception; a process killed outright loses the rows since the last
-    time. Returns how many files were opened, and how many rows were logged.
+    time. Once `asked_to_stop` is true no further file is begun, and those begun are finished.
+    Returns how many files were opened, and how many rows were logged.
     """
     missing: dict[_State, list[int]] = {}
     for number, ((_, candidate), reading) in enumerate(zip(entries, readings, strict=True)):
         if reading is None and candidate.reason is None:
             missing.setdefault(_state(candidate), []).append(number)
     rows: list[dict[str, object]] = []
-    logged = 0
+    opened = logged = 0
+
+    def wanted() -> Iterator[_State]:
+        for state in missing:
+            if asked_to_stop():
+                return
+            yield state
 
     def fill_in(numbers: list[int], reading: Reading) -> None:
         for number in numbers:
@@ -97,15 +105,17 @@ def read_missing(
                     fill_in(same, reading)
         published = time.monotonic()
         # Closed at once when anything fails, so that no thread reads on for nobody.
-        with closing(read_files(missing)) as fresh:
-            for numbers, reading in zip(missing.values(), fresh, strict=True):
+        with closing(read_files(wanted())) as fresh:
+            # Fewer readings than were missing where it was asked to stop.
+            for numbers, reading in zip(missing.values(), fresh, strict=False):
+                opened += 1
                 fill_in(numbers, reading)
                 if time.monotonic() - published >= flush_seconds:
                     publish()
                     published = time.monotonic()
     finally:
         publish()
-    return len(missing), logged
+    return opened, logged
 
 
 #: A file as it was at one time: where it lies, its size and its modification time.

@@ -25,7 +25,7 @@ from manifests.errors import PipeError, UsageError
 from manifests.parquet import read_metadata
 from manifests.schema import FILES
 from omnigen_pipe import config
-from omnigen_pipe.images import reading
+from omnigen_pipe.images import probe, reading
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.summary import Summary, show
 from omnigen_pipe.workspace import Workspace
@@ -553,6 +553,49 @@ def test_an_interrupted_discover_keeps_what_it_read(
         discover.run(ws, progress)
     assert ws.files.read().num_rows == 4
     assert discover.run(ws, QUIET).counts["files opened"] == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_publishes_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    images = tmp_path / "images"
+    picture(images / "before.png")
+    ws = workspace(tmp_path)
+    discover.run(ws, QUIET)
+    before = ws.images.read()
+    for each in range(100):
+        picture(images / f"{each:02}.png", size=(each + 1, 2))
+
+    @contextmanager
+    def interrupted(label: str, total: int | None) -> Iterator[Any]:
+        assert total == 100
+        sent = False
+
+        def advance(amount: int, detail: str = "") -> None:
+            nonlocal sent
+            if not sent:
+                sent = True
+                os.kill(os.getpid(), number)
+
+        yield advance
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "task", interrupted)
+    summary = discover.run(ws, progress)
+    assert summary.signal == number
+    assert any("Run the same command to go on" in note for note in summary.notes)
+    read = summary.counts["files opened"]
+    # Those begun are finished, and hardly more.
+    assert 1 <= read <= 2 * probe.READERS + 1
+    assert summary.counts["not read yet"] == 100 - read
+    assert ws.files.read().num_rows == 1 + read
+    assert ws.images.read().equals(before)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    rest = discover.run(ws, QUIET)
+    assert (rest.signal, rest.counts["files opened"]) == (None, 100 - read)
+    assert rest.counts["ok"] == 101
 
 
 def test_the_photographs_are_all_good(tmp_path: Path, photos: Path) -> None:
