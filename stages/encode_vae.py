@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,22 +188,30 @@ def _describe(summary: Summary, outcome: Outcome) -> None:
     if outcome.changed:
         summary.failed = True
         summary.counts["changed since discover"] = len(outcome.changed)
-        summary.details["changed_files"] = [reason for _, reason in outcome.changed]
+        # One file may have been wanted for several latents.
+        files = _distinct(fault for _, faults in outcome.changed for fault in faults)
+        summary.details["changed_files"] = files
         summary.notes.append(
-            f"{len(outcome.changed):,} images are not what discover saw. Run `omnigen-pipe "
-            "discover` and `omnigen-pipe bucket`, then encode-vae again:\n"
-            + _some([reason for _, reason in outcome.changed])
+            f"{_number(files)} no longer what discover saw. Run `omnigen-pipe discover` and "
+            "`omnigen-pipe bucket`, then encode-vae again:\n" + _some(files)
         )
     if outcome.unread:
         summary.failed = True
-        unread = [f"{item.name}: {reason}" for item, reason in outcome.unread]
-        summary.counts["not read"] = len(unread)
-        summary.details["unread_files"] = unread
+        summary.counts["not read"] = len(outcome.unread)
+        files = _distinct(f"{item.name}: {reason}" for item, reason in outcome.unread)
+        summary.details["unread_files"] = files
         summary.notes.append(
-            f"{len(unread):,} images were not read for want of memory. Lower decode_workers in "
-            '[vae], or set decode = "reduced" in [pixels], and run encode-vae again:\n'
-            + _some(unread)
+            f"{_number(files)} not read for want of memory. Lower decode_workers in [vae], or set "
+            'decode = "reduced" in [pixels], and run encode-vae again:\n' + _some(files)
         )
+
+
+def _distinct(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))
+
+
+def _number(files: list[str]) -> str:
+    return "1 file was" if len(files) == 1 else f"{len(files):,} files were"
 
 
 def _some(lines: list[str]) -> str:
@@ -213,8 +222,9 @@ def _some(lines: list[str]) -> str:
 
 
 def _describe_faults(summary: Summary, faults: list[tuple[str, str]]) -> None:
-    """Count the failed files by kind of reason, and name some of them."""
+    """Count the failed latents by kind of reason, and name some of their files."""
     summary.left_out = dict(Counter(reason.split(": ")[0] for _, reason in faults))
+    faults = list(dict.fromkeys(faults))
     summary.details["failed_files"] = [{"file": name, "reason": reason} for name, reason in faults]
     summary.notes += [f"{name}: {reason}" for name, reason in faults[:_NAMED_FILES]]
     if len(faults) > _NAMED_FILES:

@@ -35,7 +35,14 @@ _NUMPY_DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
 class ChangedSourceError(PipeError):
-    """No file holds the bytes that discover saw: nothing is known of this image's content."""
+    """No file holds the bytes that discover saw: nothing is known of this image's content.
+
+    `faults` says of each of its files what is wrong with it.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
 
 
 class TooLittleMemoryError(PipeError):
@@ -78,13 +85,13 @@ class Item:
 class Outcome:
     """What became of the items: how many were encoded, and which were not, with the reason.
 
-    `failed` ones cannot be encoded, `changed` ones are not what discover saw, and for `unread`
-    ones memory was too short this time.
+    `failed` ones cannot be encoded; the files of `changed` ones, each named in a reason, are not
+    what discover saw; and for `unread` ones memory was too short this time.
     """
 
     encoded: int = 0
     failed: list[tuple[Item, str]] = field(default_factory=list)
-    changed: list[tuple[Item, str]] = field(default_factory=list)
+    changed: list[tuple[Item, list[str]]] = field(default_factory=list)
     unread: list[tuple[Item, str]] = field(default_factory=list)
     stopped: bool = False
 
@@ -106,7 +113,7 @@ def read_source(item: Item) -> bytes:
         if blake3(data).hexdigest()[:_HASH_DIGITS] == item.content_hash:
             return data
         faults.append(f"{path}: it has changed")
-    raise ChangedSourceError("; ".join(faults))
+    raise ChangedSourceError(faults)
 
 
 def encode(
@@ -144,7 +151,7 @@ def encode(
             if batch and item.bucket != batch[0][0].bucket:
                 flush()
             if isinstance(result, ChangedSourceError):
-                outcome.changed.append((item, str(result)))
+                outcome.changed.append((item, result.faults))
                 advance(1)
             elif isinstance(result, TooLittleMemoryError):
                 outcome.unread.append((item, str(result)))

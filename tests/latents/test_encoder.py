@@ -190,8 +190,10 @@ def test_changed_and_vanished_files_are_no_facts(tmp_path: Path, vae: Any) -> No
     place = workspace(tmp_path / "w")
     outcome, found = run(place, items, vae)
     assert [thing for thing, _ in outcome.changed] == [items[1], items[2]]
-    assert "1.png: it has changed" in outcome.changed[0][1]
-    assert "2.png: No such file" in outcome.changed[1][1]
+    assert [reasons for _, reasons in outcome.changed] == [
+        [f"{tmp_path}/1.png: it has changed"],
+        [f"{tmp_path}/2.png: No such file or directory"],
+    ]
     assert found.keys() == {items[0].pixels_key, items[3].pixels_key}
     assert place.latents.read().num_rows == 2
 

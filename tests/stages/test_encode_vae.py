@@ -22,6 +22,7 @@ from blake3 import blake3
 from PIL import Image, ImageOps
 
 import stages.bucket
+import stages.discover
 import stages.encode_vae
 from manifests.errors import PipeError, UsageError
 from manifests.query import current_latents
@@ -308,6 +309,29 @@ def test_too_little_memory_for_an_image_is_said_and_nothing_else_is_lost(
     mended = run(place)
     assert not mended.failed
     assert (mended.counts["encoded"], mended.counts["failed"]) == (1, 0)
+
+
+def test_a_file_wanted_for_two_latents_is_named_once(place: Workspace) -> None:
+    toml = place.root / "omnigen-pipe.toml"
+    toml.write_text(
+        toml.read_text()
+        + '[[dataset]]\nid = "larger"\ninstance_data_dir = "photos"\nresolution = 80\n'
+    )
+    place = Workspace.open(place.root)
+    stages.discover.run(place, QUIET)
+    stages.bucket.run(place, QUIET)
+    photos = place.root / "photos"
+    (photos / "2.png").unlink()
+    Image.new("RGB", (96, 80)).save(photos / "3.png")
+    summary = run(place)
+    assert (summary.counts["wanted"], summary.counts["changed since discover"]) == (14, 4)
+    assert sorted(summary.details["changed_files"]) == [
+        f"{photos}/2.png: No such file or directory",
+        f"{photos}/3.png: it has changed",
+    ]
+    (note,) = [note for note in summary.notes if "omnigen-pipe discover" in note]
+    assert note.startswith("2 files were no longer what discover saw.")
+    assert note.count("2.png") == 1
 
 
 class Interrupting(Progress):
