@@ -18,6 +18,7 @@ from manifests.keys import key
 from manifests.schema import IMAGES
 from manifests.snapshot import Snapshot
 from omnigen_pipe.config import DatasetConfig
+from omnigen_pipe.images.candidates import Candidate
 from omnigen_pipe.images.captions import (
     LIST_STRATEGIES,
     Captions,
@@ -25,8 +26,8 @@ from omnigen_pipe.images.captions import (
     from_textfile,
     without_file,
 )
+from omnigen_pipe.images.listing import Listing
 from omnigen_pipe.images.probe import Facts, Reading
-from omnigen_pipe.images.sources import Candidate, Listing
 from omnigen_pipe.mtimes import RACY_NS
 
 #: The options of a dataset that rows of images depend on.

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from manifests.log import Log
 from manifests.query import current_files, fingerprint, query
+from omnigen_pipe.images.candidates import Candidate
 from omnigen_pipe.images.probe import Facts, Reading, read_files
-from omnigen_pipe.images.sources import Candidate
 from omnigen_pipe.mtimes import RACY_NS
 
 #: A candidate and the dataset that it was found for.

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from manifests.errors import UsageError
 from omnigen_pipe import config
-from omnigen_pipe.images.sources import Candidate, Found, dataset_root, escaped, find
+from omnigen_pipe.images.candidates import Candidate, escaped
+from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.workspace import Workspace
 
 
