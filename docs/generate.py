@@ -103,7 +103,8 @@ def manifests() -> str:
         "metadata, prefixed `omnigen_pipe.`: `schema_version`, `stage`, `manifest`, "
         "`tool_version`, `created_at`, and the `fingerprint` of what it was made from; "
         "`images.parquet` also a key of each dataset's options (`datasets`), and `samples.parquet` "
-        "one of the options that samples depend on (`settings`). Columns may be added in later versions; these keep name and meaning.",
+        "one of the options that samples depend on (`settings`). Columns may be added in later "
+        "versions; these keep name and meaning.",
     ]
     for manifest in MANIFESTS:
         key = ", ".join(f"`{name}`" for name in manifest.key)
