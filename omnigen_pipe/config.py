@@ -332,7 +332,9 @@ class VaeConfig(_Table):
         False, description="Encode the images of a batch one after the other."
     )
     decode_workers: int = Field(
-        0, ge=0, description="Threads that decode images; 0: as many as there are cores."
+        0,
+        ge=0,
+        description="Threads that decode images; 0: as many as the cores this process may use.",
     )
     shard_size_mb: int = Field(256, ge=1, description="A shard closes at this size, in MiB…")
     shard_seconds: float = Field(60, gt=0, description="…or at this age, in seconds.")
