@@ -367,6 +367,7 @@ def _run_stages(
         lambda: stages.tokenize.run(opened, progress),
         lambda: stages.train.run(opened, progress, device=device),
     )
+    stages.train.check(opened)  # before hours of other stages
     summaries: list[Summary] = []
     for step in steps:
         summaries.append(step())

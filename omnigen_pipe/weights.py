@@ -20,16 +20,16 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """The safetensors that diffusers loads from `folder`: one file, or the index's shards."""
+    """The safetensors that diffusers loads from `folder`: the index's shards, or the one file."""
     single, index = folder / WEIGHTS_NAME, folder / f"{WEIGHTS_NAME}.index.json"
-    if single.is_file():
-        return [single]
     if index.is_file():
         try:
             listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return [folder / name for name in sorted(set(listed.values()))]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{index} is not an index of weights: {error}") from error
+    if single.is_file():
+        return [single]
     raise UsageError(f"There is no {WEIGHTS_NAME} in {folder}. Weights are read from it only.")
 
 

@@ -88,7 +88,10 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
         images, fingerprint=fingerprint, datasets=discovered_options(datasets)
     )
     notes = [note for dataset in datasets for note in found[dataset.id].notes]
-    return _summary(images, opened, replaced or logged > 0, notes)
+    summary = _summary(images, opened, replaced or logged > 0, notes)
+    # It came when all was read: this stage is done, but whatever would come next was asked not to.
+    summary.signal = stop.signal
+    return summary
 
 
 def _unread(entries: Sequence[Entry], readings: Sequence[Reading | None]) -> int:

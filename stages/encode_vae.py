@@ -172,8 +172,9 @@ def _encode(
         writer.close()
     seconds = time.monotonic() - started
     summary.details["images_per_second"] = round(outcome.encoded / seconds, 3)
-    if outcome.stopped:
-        summary.signal = stop.signal
+    # Also where it came in the last batch: whatever would come next was asked not to.
+    summary.signal = stop.signal
+    if stop.signal is not None:
         summary.notes.append(
             "Stopped by a signal; what was encoded is published. Run the same command to go on."
         )

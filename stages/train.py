@@ -42,9 +42,7 @@ def run(
 ) -> Summary:
     """Start or go on with the configured run; see `training.loop` for the work itself."""
     config = workspace.config.train
-    if config.max_train_steps == 0 and config.num_train_epochs == 0:
-        raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
-    lokr = _lokr(workspace)
+    lokr = check(workspace)
     this = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
     summary = Summary("train", changed=False)
 
@@ -53,9 +51,10 @@ def run(
         check_settings(this.name, this.settings(), frozen_settings(config, lokr))
         notes += _data_changes(workspace, this)
     else:
-        summary.left_out = _freeze(workspace, this, lokr, allow_missing)
+        _freeze(workspace, this, lokr, allow_missing)
     summary.notes += notes
     frozen = FrozenSamples.open(this.samples)
+    summary.left_out = frozen.left_out()
     total = _total_steps(workspace, frozen)
     summary.details = {"run": str(this.folder), "total_steps": total}
     if checkpoint is None or checkpoint.position.step < total:
@@ -66,8 +65,12 @@ def run(
     return summary
 
 
-def _lokr(workspace: Workspace) -> LokrConfig:
-    path = workspace.config.train.lycoris_config
+def check(workspace: Workspace) -> LokrConfig:
+    """The adapter to train; raises `UsageError` for what is wrong without looking at any data."""
+    config = workspace.config.train
+    if config.max_train_steps == 0 and config.num_train_epochs == 0:
+        raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
+    path = config.lycoris_config
     return read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
 
 
@@ -79,24 +82,27 @@ def _total_steps(workspace: Workspace, frozen: FrozenSamples) -> int:
 
 def _join(workspace: Workspace) -> tuple[Join, dict[str, str]]:
     """Today's samples with their latents and prompts, and what else a run freezes of them."""
-    vae, transformer = (model_part(workspace, part) for part in ("vae", "transformer"))
+    vae = model_part(workspace, "vae")
     tokenizer = load_configured(workspace)
     latents = vae_key(workspace, vae)
     found = join(workspace, latents, tokenizer.key)
     metadata = {
         "vae_key": latents,
         "tokenizer_key": tokenizer.key,
-        "transformer_key": key(*weights_hashes(workspace, weights_files(transformer))),
         "scaling_factor": repr(scaling_factor(vae)),
         "dropout_ids": json.dumps(tokenizer.encode([dropout_prompt(workspace.config)])[0]),
     }
     return found, {**metadata, "content": key(content_key(found.table), *metadata.values())}
 
 
-def _freeze(
-    workspace: Workspace, this: Run, lokr: LokrConfig, allow_missing: bool
-) -> dict[str, int]:
-    """Freeze the samples of a new run; returns how many were left out, by reason."""
+def _transformer_key(workspace: Workspace) -> str:
+    """A key of the weights of the configured transformer."""
+    folder = model_part(workspace, "transformer")
+    return key(*weights_hashes(workspace, weights_files(folder)))
+
+
+def _freeze(workspace: Workspace, this: Run, lokr: LokrConfig, allow_missing: bool) -> None:
+    """Freeze the samples of a new run, and how many were left out by reason."""
     found, metadata = _join(workspace)
     if found.incomplete and not allow_missing:
         lacking = {"encode-vae": found.lacking_latent, "tokenize": found.lacking_prompt}
@@ -110,13 +116,16 @@ def _freeze(
             "There is no sample to train on: every image was left out. `omnigen-pipe bucket` "
             "says why."
         )
-    this.write_settings(workspace, frozen_settings(workspace.config.train, lokr))
-    freeze(found.table, this.samples, workspace.staging, metadata)
     reasons = {
         "the image could not be decoded (see encode-vae)": found.failed,
         "no latent or prompt yet": found.incomplete,
     }
-    return {reason: number for reason, number in reasons.items() if number}
+    metadata |= {
+        "transformer_key": _transformer_key(workspace),
+        "left_out": json.dumps({reason: number for reason, number in reasons.items() if number}),
+    }
+    this.write_settings(workspace, frozen_settings(workspace.config.train, lokr))
+    freeze(found.table, this.samples, workspace.staging, metadata)
 
 
 def _data_changes(workspace: Workspace, this: Run) -> list[str]:
@@ -125,6 +134,12 @@ def _data_changes(workspace: Workspace, this: Run) -> list[str]:
     Raises `UsageError` where the transformer is another one.
     """
     frozen = FrozenSamples.open(this.samples)
+    if _transformer_key(workspace) != frozen.metadata["transformer_key"]:
+        raise UsageError(
+            f"The run `{this.name}` was started on another transformer than "
+            f"{workspace.config.model.pretrained_model_name_or_path} holds now. Put the old one "
+            "back, or set another tracker_run_name to start a new run."
+        )
     kept = f"The run `{this.name}` goes on with the {len(frozen)} samples that it froze"
     try:
         _, metadata = _join(workspace)
@@ -132,12 +147,6 @@ def _data_changes(workspace: Workspace, this: Run) -> list[str]:
         raise
     except PipeError as error:
         return [f"{kept}; today's data were not compared with them: {error}"]
-    if metadata["transformer_key"] != frozen.metadata["transformer_key"]:
-        raise UsageError(
-            f"The run `{this.name}` was started on another transformer than "
-            f"{workspace.config.model.pretrained_model_name_or_path} holds now. Put the old one "
-            "back, or set another tracker_run_name to start a new run."
-        )
     if metadata["content"] == frozen.metadata["content"]:
         return []
     return [f"{kept}; today's data differ. Set another tracker_run_name to train on them."]

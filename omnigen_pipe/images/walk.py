@@ -147,10 +147,10 @@ class _Walk:
     def notes(self) -> list[str]:
         """What was left aside, in sentences."""
         sentences = {
-            "hidden": "{} hidden or leftover files and folders were left aside.",
-            "twice": "{} links lead to what is listed under another name; listed once.",
-            "loops": "{} links lead to a folder that they lie in; not followed.",
-            "workspace": "{} folders of the workspace itself were left aside.",
+            "hidden": "Hidden or leftover files and folders, left aside: {}.",
+            "twice": "Links to what is listed under another name, listed once: {}.",
+            "loops": "Links to a folder that they lie in, not followed: {}.",
+            "workspace": "Folders of the workspace itself, left aside: {}.",
         }
         notes = [s.format(f"{self.counts[k]:,}") for k, s in sentences.items() if self.counts[k]]
         if self.others:
@@ -158,10 +158,10 @@ class _Walk:
             listed = ", ".join(f"{number:,} {kind}" for kind, number in kinds[:8])
             more = f" and {len(kinds) - 8} more kinds" if len(kinds) > 8 else ""
             total = sum(self.others.values())
-            notes.append(f"{total:,} files are no pictures by their names: {listed}{more}.")
+            notes.append(f"No pictures by their names: {total:,} ({listed}{more}).")
         if self.unreadable:
             number, first = len(self.unreadable), min(self.unreadable)
-            notes.append(f"{number:,} folders could not be read, the first: {first}.")
+            notes.append(f"Folders that could not be read: {number:,}, the first {first}.")
         return notes
 
 

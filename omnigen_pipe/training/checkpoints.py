@@ -102,7 +102,7 @@ def save(
     trainee: Trainee,
     config: LokrConfig,
 ) -> Checkpoint:
-    """Publish a checkpoint of `position` under `folder`, in place of a damaged one if need be."""
+    """Publish a checkpoint of `position` under `folder`."""
     import torch
 
     from omnigen_pipe.model import lokr
@@ -126,8 +126,6 @@ def save(
         "blake3": hashes,
     }
     (unfinished / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    if final.exists():
-        _remove(final, staging)
     publish(unfinished, final)
     return Checkpoint(final, position, hashes)
 
@@ -144,9 +142,10 @@ def read(folder: Path) -> Checkpoint:
     try:
         index = json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))
         position = Position(index["step"], index["epoch"], index["global_batch"])
-        return Checkpoint(folder, position, dict(index["blake3"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise PipeError(f"{folder} is not a whole checkpoint: {error}") from error
+        hashes = {name: str(index["blake3"][name]) for name in (ADAPTER_NAME, _OPTIMIZER_NAME)}
+        return Checkpoint(folder, position, hashes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PipeError(f"{folder} is not a whole checkpoint: {error!r}") from error
 
 
 def names(folder: Path) -> list[str]:

@@ -174,6 +174,10 @@ class FrozenSamples:
             self.buckets, self.repeats, config.train_batch_size, config.gradient_accumulation_steps
         )
 
+    def left_out(self) -> dict[str, int]:
+        """How many samples the run was frozen without, by reason."""
+        return {str(k): int(v) for k, v in json.loads(self.metadata.get("left_out", "{}")).items()}
+
     def dropout_prompt(self) -> list[int]:
         """The token ids that stand for a dropped prompt."""
         return [int(i) for i in json.loads(self.metadata["dropout_ids"])]

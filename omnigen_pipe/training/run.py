@@ -30,6 +30,11 @@ from omnigen_pipe.training import checkpoints
 from omnigen_pipe.training.checkpoints import Checkpoint
 from omnigen_pipe.workspace import Workspace
 
+SETTINGS_NAME = "run.json"
+
+#: A free map: its keys have no defaults of their own.
+_FREE_MAP = "lokr.apply_preset.module_algo_map."
+
 #: Settings of `[train]` that may differ when a run goes on.
 CHANGEABLE = frozenset(
     {
@@ -69,7 +74,8 @@ def check_settings(name: str, frozen: Mapping[str, Any], now: Mapping[str, Any])
 
     A setting that the run does not know came with a later version: it ran with the default.
     """
-    known = {**frozen_settings(TrainConfig(), LokrConfig()), **frozen}
+    defaults = frozen_settings(TrainConfig(), LokrConfig())
+    known = {k: v for k, v in defaults.items() if not k.startswith(_FREE_MAP)} | dict(frozen)
     changed = [
         f"{setting}: {known.get(setting)!r} → {now.get(setting)!r}"
         for setting in sorted({*frozen, *now})
@@ -107,20 +113,31 @@ class Run:
         return self.folder / "checkpoints"
 
     def has_begun(self) -> bool:
-        """Whether it has a checkpoint; until then it may be frozen anew."""
-        return self.samples.exists() and bool(checkpoints.names(self.checkpoints))
+        """Whether it has a checkpoint; until then it may be frozen anew.
+
+        Raises `PipeError` where there are checkpoints, but not what they were trained on.
+        """
+        if not checkpoints.names(self.checkpoints):
+            return False
+        for path in (self.samples, self.folder / SETTINGS_NAME):
+            if not path.is_file():
+                raise PipeError(
+                    f"The run `{self.name}` has checkpoints, but {path} is gone. Restore it, or "
+                    "set another tracker_run_name to start a new run."
+                )
+        return True
 
     def settings(self) -> dict[str, Any]:
         """The settings it was started with."""
-        path = self.folder / "run.json"
+        path = self.folder / SETTINGS_NAME
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise PipeError(f"{path} cannot be read: {error}") from error
 
     def write_settings(self, workspace: Workspace, settings: Mapping[str, Any]) -> None:
         """Publish `run.json`, and a copy of the configuration file where there is one."""
-        path = self.folder / "run.json"
+        path = self.folder / SETTINGS_NAME
         unfinished = staged(workspace.staging, path)
         entries = {"settings": settings, "versions": versions()}
         unfinished.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")

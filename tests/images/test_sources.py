@@ -62,11 +62,11 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
     found = discover(tmp_path)
     assert paths(found) == ["a.jpg"]
     assert found.notes == [
-        "dataset `d`: 4 hidden or leftover files and folders were left aside.",
-        "dataset `d`: 3 files are no pictures by their names: 2 .json, 1 .txt.",
+        "dataset `d`: Hidden or leftover files and folders, left aside: 4.",
+        "dataset `d`: No pictures by their names: 3 (2 .json, 1 .txt).",
     ]
     with_captions = discover(tmp_path, caption_strategy="textfile")
-    assert any("2 .json." in note for note in with_captions.notes)
+    assert any("(2 .json)" in note for note in with_captions.notes)
 
 
 def test_the_workspaces_own_folders_are_no_data(tmp_path: Path) -> None:

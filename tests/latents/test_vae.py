@@ -10,6 +10,8 @@ from typing import Any
 
 import blake3
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import parse
@@ -266,3 +268,21 @@ def test_exact_float32_leaves_torch_as_it_was() -> None:
         assert (cudnn.allow_tf32, cudnn.deterministic, matmul.allow_tf32) == (False, True, False)
     assert (cudnn.allow_tf32, cudnn.deterministic, matmul.allow_tf32) == before
     assert vae.ENCODE_VERSION >= 1
+
+
+def test_the_index_goes_before_the_single_file_as_in_diffusers(
+    folder: Path, tmp_path: Path
+) -> None:
+    before = vae_key(workspace(tmp_path / "w"), folder)
+    shard = folder / "diffusion_pytorch_model-00001-of-00001.safetensors"
+    shard.write_bytes((folder / WEIGHTS).read_bytes())
+    tensors = load_file(shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard.name)}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    assert vae_key(workspace(tmp_path / "w"), folder) == before, "the same bytes"
+    name = "encoder.conv_in.bias"
+    save_file({**tensors, name: tensors[name] + 1}, shard)
+    assert vae_key(workspace(tmp_path / "w"), folder) != before
+    config = workspace(tmp_path / "w").config.vae
+    loaded = load_vae(folder, config, torch.device("cpu")).state_dict()
+    assert torch.equal(loaded[name], tensors[name] + 1)

@@ -45,6 +45,7 @@ def test_a_fault_in_the_file(
     for word in words:
         assert word in done.stderr, done.stderr
     assert not (here.root / "runs").exists()
+    assert not (here.root / "latents").exists(), "found before hours of encoding"
 
 
 def test_a_missing_image_folder(project: Callable[..., Project], tmp_path: Path) -> None:

@@ -598,6 +598,24 @@ def test_a_signal_publishes_what_was_read(
     assert rest.counts["ok"] == 101
 
 
+def test_a_signal_at_the_last_file_is_passed_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is listed, but whatever would come next was asked not to."""
+    picture(tmp_path / "images" / "only.png")
+    ws = workspace(tmp_path)
+
+    @contextmanager
+    def interrupted(label: str, total: int | None) -> Iterator[Any]:
+        yield lambda amount, detail="": os.kill(os.getpid(), signal.SIGTERM)
+
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "task", interrupted)
+    summary = discover.run(ws, progress)
+    assert (summary.signal, summary.counts["ok"]) == (signal.SIGTERM, 1)
+    assert not discover.run(ws, QUIET).changed
+
+
 def test_the_photographs_are_all_good(tmp_path: Path, photos: Path) -> None:
     ws = workspace(tmp_path, {"instance_data_dir": str(photos)})
     summary = discover.run(ws, QUIET)

@@ -371,6 +371,15 @@ def test_a_signal_publishes_what_is_done(
     assert (rest.counts["already there"], rest.counts["encoded"]) == (2, 5)
 
 
+def test_a_signal_in_the_last_batch_is_passed_on_too(tmp_path: Path, small_omnigen: Path) -> None:
+    """All is encoded, but whatever would come next was asked not to."""
+    place = make_workspace(tmp_path / "w", small_omnigen, vae_batch_size=4)
+    draw(place, *range(3))
+    list_samples(place)
+    summary = stages.encode_vae.run(place, Interrupting(signal.SIGTERM), device="cpu")
+    assert (summary.signal, summary.counts["encoded"]) == (signal.SIGTERM, 3)
+
+
 def test_a_killed_run_is_finished_by_the_next(tmp_path: Path, small_omnigen: Path) -> None:
     place = make_workspace(tmp_path / "w", small_omnigen, vae_batch_size=1, shard_seconds=1e-9)
     draw(place, *range(6))

@@ -55,6 +55,23 @@ def test_what_is_saved_comes_back_exactly(tmp_path: Path) -> None:
     assert first["step"] == second["step"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"step": 1, "epoch": 0, "global_batch": 0}',
+        '{"step": 1, "epoch": 0, "global_batch": 0, "blake3": {}}',
+    ],
+)
+def test_an_index_of_another_shape_is_passed_over(tmp_path: Path, text: str) -> None:
+    good, bad = _save(tmp_path, 5), _save(tmp_path, 10)
+    (bad.folder / "checkpoint.json").write_text(text)
+    found, skipped = checkpoints.latest(tmp_path / "checkpoints")
+    assert found == good
+    assert len(skipped) == 1
+
+
 def test_nothing_is_left_in_staging(tmp_path: Path) -> None:
     _save(tmp_path, 1)
     assert list((tmp_path / "staging").iterdir()) == []
@@ -79,15 +96,6 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert found == good
     assert len(skipped) == 1
     assert "step-00000010" in skipped[0]
-
-
-def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(tmp_path: Path) -> None:
-    bad = _save(tmp_path, 5)
-    bad.adapter.write_bytes(b"")
-    _save(tmp_path, 5)
-    found, skipped = checkpoints.latest(tmp_path / "checkpoints")
-    assert found is not None
-    assert skipped == []
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -133,6 +141,33 @@ def test_a_setting_of_a_later_version_had_its_default() -> None:
     check_settings("r", frozen, frozen_settings(TrainConfig(), LokrConfig()))
     with pytest.raises(UsageError, match=r"adam_beta1: 0\.9 → 0\.5"):
         check_settings("r", frozen, frozen_settings(TrainConfig(adam_beta1=0.5), LokrConfig()))
+
+
+def test_a_class_added_to_the_algo_map_is_a_change_even_to_its_default_value() -> None:
+    def settings(**classes: dict[str, int]) -> dict[str, object]:
+        preset = {"module_algo_map": classes}
+        lokr = LokrConfig.model_validate({"apply_preset": preset})
+        return frozen_settings(TrainConfig(), lokr)
+
+    frozen = settings(Attention={"factor": 16})
+    check_settings("r", frozen, settings(Attention={"factor": 16}))
+    with pytest.raises(UsageError, match=r"FeedForward\.factor: None → 8"):
+        check_settings("r", frozen, settings(Attention={"factor": 16}, FeedForward={"factor": 8}))
+
+
+@pytest.mark.parametrize("name", ["samples.arrow", "run.json"])
+def test_checkpoints_without_what_they_were_trained_on_are_not_gone_on_from(
+    tmp_path: Path, name: str
+) -> None:
+    run = Run("r", tmp_path)
+    assert not run.has_begun()
+    _save(tmp_path, 5)
+    for present in ("samples.arrow", "run.json"):
+        (tmp_path / present).touch()
+    assert run.has_begun()
+    (tmp_path / name).unlink()
+    with pytest.raises(PipeError, match=rf"has checkpoints, but .*{name} is gone"):
+        run.has_begun()
 
 
 def test_another_precision_is_refused(tmp_path: Path) -> None:

@@ -198,7 +198,9 @@ def test_metrics_after_the_checkpoint_are_computed_again_not_doubled(
     _train(tmp_path / "killed", config, 4)
     metrics = tmp_path / "killed" / METRICS_NAME
     metrics.write_text(metrics.read_text() + '{"step": 5, "lo')  # as a killed process leaves it
-    halfway = checkpoints.read(tmp_path / "killed" / "checkpoints" / "step-00000002")
+    folder = tmp_path / "killed" / "checkpoints"
+    halfway = checkpoints.read(folder / "step-00000002")
+    checkpoints.set_aside(folder, after=2)
     _train(tmp_path / "killed", config, 4, resume=halfway)
     assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
 
