@@ -1,7 +1,7 @@
 # `make demo`, `make test`: set up .venv when needed, then do what the name says.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
-	command -v $$p >/dev/null 2>&1 && echo $$p && break; done)
+	$$p --version >/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

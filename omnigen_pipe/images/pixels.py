@@ -83,8 +83,9 @@ def read_pixels(
         raise ValueError(f"the crop {box} leaves the resized image of {resize} px")
     try:
         with _any_size():
-            image = _resized(data, resize, config)
-        return _finish(image.crop(box), config)
+            # Some versions of Pillow hold crops against the limit too.
+            image = _resized(data, resize, config).crop(box)
+        return _finish(image, config)
     except PILLOW_ERRORS as error:
         if _for_want_of_memory(error, data):
             raise MemoryError(f"while decoding: {error}") from error
