@@ -191,10 +191,10 @@ def train(
 
 
 def _not_finite(what: str, value: float, step: _Step, saved: Position) -> str:
+    kept = f"the last checkpoint is of step {saved.step}" if saved.step else "nothing was saved yet"
     return (
-        f"The {what} of step {step.after.step} is {value}. The step was not taken; the last "
-        f"checkpoint is of step {saved.step}. Lower learning_rate, or set mixed_precision = "
-        '"no".'
+        f"The {what} of step {step.after.step} is {value}. The step was not taken; {kept}. Lower "
+        'learning_rate, or set mixed_precision = "no".'
     )
 
 
