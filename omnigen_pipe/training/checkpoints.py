@@ -184,7 +184,7 @@ def find_adapter(path: Path) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoint, _ = latest(folder)
     if checkpoint is None:
-        raise UsageError(f"There is no whole checkpoint in {path}.")
+        raise UsageError(f"There is no whole checkpoint in {path.absolute()}.")
     return checkpoint.adapter
 
 
