@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from manifests import parquet
 from manifests.publish import new_id
+from manifests.query import Source
 from manifests.schema import Manifest
 
 
@@ -45,6 +46,10 @@ class Log:
             replaced.update(metadata.get("replaces", "").split())
             found.append(path)
         return [path for path in found if path.stem not in replaced]
+
+    def source(self) -> Source:
+        """Its rows, for a query."""
+        return Source(self.manifest, self.fragments)
 
     def read(self) -> pa.Table:
         """All rows of all fragments, in no promised order; no row when there is none."""

@@ -41,7 +41,12 @@ def write(table: pa.Table, manifest: Manifest, final: Path, staging: Path, **met
     schema = manifest.schema.with_metadata({_PREFIX + k: v for k, v in entries.items()})
     table = table.select(manifest.schema.names).cast(manifest.schema)
     path = staged(staging, final)
-    pq.write_table(table.replace_schema_metadata(schema.metadata), path, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata(schema.metadata),
+        path,
+        compression="zstd",
+        write_page_checksum=True,
+    )
     return publish(path, final)
 
 
@@ -55,6 +60,10 @@ def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:
         raw = pq.read_schema(path).metadata or {}
     except pa.ArrowInvalid:
         return None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return None  # Arrow's word for a footer that makes no sense
     found = {
         name.decode().removeprefix(_PREFIX): value.decode()
         for name, value in raw.items()
@@ -86,3 +95,15 @@ def read(path: Path, manifest: Manifest) -> pa.Table:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table.select(manifest.schema.names).cast(manifest.schema)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a manifest file; None where nothing is found.
+
+    Reads it all. Pages carry checksums, so that hardly a flipped bit goes unnoticed.
+    """
+    try:
+        pq.read_table(path, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        return str(error).splitlines()[0]
+    return None

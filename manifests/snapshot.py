@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from manifests import parquet
 from manifests.errors import ManifestError
+from manifests.query import Source
 from manifests.schema import Manifest
 
 
@@ -35,6 +36,10 @@ class Snapshot:
                 f"`omnigen-pipe {self.manifest.stage}` again."
             )
         return found
+
+    def source(self) -> Source:
+        """Its rows, for a query; no row when there is no snapshot yet."""
+        return Source(self.manifest, lambda: [self.path] if self.metadata() else [])
 
     def read(self) -> pa.Table:
         """All rows, with columns in the schema's order; no row when there is no snapshot yet."""

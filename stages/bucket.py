@@ -50,7 +50,7 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
 
     check_discovered(workspace.images, config.datasets)
     progress.note("bucket: reading images.parquet")
-    wanted = wanted_images(workspace.images.read(), config)
+    wanted = wanted_images(workspace.images.source(), config)
     progress.note(f"bucket: {wanted.num_rows:,} images in {len(config.datasets)} datasets")
     samples = make_samples(wanted, config)
     changed = workspace.samples.replace(

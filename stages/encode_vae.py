@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.query import current_latents, fingerprint, query
+from manifests.query import fingerprint
 from omnigen_pipe.images.samples import current_samples
-from omnigen_pipe.latents.shards import ShardWriter, shard_path
+from omnigen_pipe.latents.shards import ShardWriter
 from omnigen_pipe.latents.vae import vae_key
+from omnigen_pipe.latents.wanted import known_latents, wanted_latents, with_status
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.summary import Summary
@@ -37,10 +38,10 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
     A file that is gone or changed since discover, or for which memory is too short, makes the
     summary `failed`; one that cannot be decoded is a fact, remembered and left out.
     """
-    wanted = _wanted(workspace)
+    wanted = wanted_latents(current_samples(workspace))
     folder = model_part(workspace, "vae")
     key = vae_key(workspace, folder)
-    wanted = _with_status(wanted, workspace, key)
+    wanted = with_status(wanted, known_latents(workspace, key))
     failed = wanted.filter(pc.equal(wanted["status"], "failed"))
     missing = wanted.filter(pc.is_null(wanted["status"]))
     summary = Summary(
@@ -75,33 +76,6 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
         _describe(summary, outcome)
     _describe_faults(summary, faults)
     return summary
-
-
-def _wanted(workspace: Workspace) -> pa.Table:
-    """One row per distinct pixels_key of the usable samples, with all files that hold it."""
-    return query(
-        """
-        SELECT pixels_key, content_hash, bucket, resize_width, resize_height, crop_left, crop_top,
-               list_sort(list(DISTINCT struct_pack(dataset, path))) AS files
-        FROM samples WHERE status = 'ok' GROUP BY ALL ORDER BY bucket, pixels_key
-        """,
-        samples=current_samples(workspace),
-    )
-
-
-def _with_status(wanted: pa.Table, workspace: Workspace, key: str) -> pa.Table:
-    """`wanted` with the `status` and `reason` that the log holds for this VAE, else null."""
-    latents = workspace.latents.read().filter(pc.field("vae_key") == key)
-    for shard in latents["shard"].drop_null().unique().to_pylist():
-        shard_path(workspace.root, shard)
-    return query(
-        """
-        SELECT wanted.*, status, reason FROM wanted LEFT JOIN present USING (pixels_key)
-        ORDER BY wanted.bucket, pixels_key
-        """,
-        wanted=wanted,
-        present=current_latents(latents, workspace.root),
-    )
 
 
 def _items(missing: pa.Table, workspace: Workspace) -> list[Item]:

@@ -12,14 +12,13 @@ import time
 import pyarrow as pa
 
 from manifests.keys import key
-from manifests.query import current_prompts, query
+from manifests.query import query
 from manifests.schema import PROMPTS
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts import tokenizer as tokenizers
-from omnigen_pipe.prompts.library import prompts_besides_captions
-from omnigen_pipe.prompts.template import prompt_key_sql
 from omnigen_pipe.prompts.tokenizer import PromptTokenizer
+from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -32,9 +31,9 @@ _SHOWN = 100
 
 def run(workspace: Workspace, progress: Progress) -> Summary:
     """Tokenise what is missing; raises `PipeError` where samples are missing or stale."""
-    wanted = _wanted(workspace)
+    wanted = wanted_prompts(workspace, current_samples(workspace))
     tokenizer = tokenizers.load_configured(workspace)
-    missing = _missing(wanted, workspace, tokenizer.key)
+    missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key))
     with progress.task("tokenize", missing.num_rows) as advance:
         for start in range(0, missing.num_rows, CHUNK):
             chunk = missing.slice(start, CHUNK)
@@ -61,42 +60,6 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     return summary
 
 
-def _wanted(workspace: Workspace) -> pa.Table:
-    """One row per wanted prompt: `prompt_key`, `text`, `is_caption`, in order of the key."""
-    others = prompts_besides_captions(workspace)
-    return query(
-        f"""
-        WITH texts AS (
-            SELECT unnest(captions) AS text, true AS is_caption FROM samples WHERE status = 'ok'
-            UNION ALL
-            SELECT text, false FROM others
-        )
-        SELECT {prompt_key_sql("text")} AS prompt_key, text, bool_or(is_caption) AS is_caption
-        FROM texts GROUP BY text ORDER BY prompt_key
-        """,
-        samples=current_samples(workspace).select(["captions", "status"]),
-        others=pa.table({"text": pa.array(others, pa.string())}),
-    )
-
-
-def _present(workspace: Workspace, tokenizer_key: str) -> pa.Table:
-    """The rows of the log that count for this tokenizer."""
-    return query(
-        "SELECT * FROM prompts WHERE tokenizer_key = ? AND status = 'ok'",
-        tokenizer_key,
-        prompts=current_prompts(workspace.prompts.read()),
-    )
-
-
-def _missing(wanted: pa.Table, workspace: Workspace, tokenizer_key: str) -> pa.Table:
-    """The wanted rows that the log does not hold for this tokenizer."""
-    return query(
-        "SELECT prompt_key, text FROM wanted ANTI JOIN present USING (prompt_key) ORDER BY ALL",
-        wanted=wanted,
-        present=_present(workspace, tokenizer_key),
-    )
-
-
 def _tokenised(chunk: pa.Table, tokenizer: PromptTokenizer) -> pa.Table:
     """The rows of the `prompts` log for a chunk of missing prompts."""
     ids = tokenizer.encode(chunk["text"].to_pylist())
@@ -121,9 +84,9 @@ def _describe_lengths(
 ) -> None:
     """Add the statistics of prompt lengths, and a note where prompts are longer than asked."""
     lengths = query(
-        "SELECT text, length FROM wanted JOIN present USING (prompt_key)",
+        "SELECT text, length FROM wanted JOIN known USING (prompt_key)",
         wanted=wanted.select(["prompt_key"]),
-        present=_present(workspace, tokenizer_key),
+        known=known_prompts(workspace, tokenizer_key),
     )
     (statistics,) = query(
         """

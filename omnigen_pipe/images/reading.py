@@ -13,7 +13,8 @@ from contextlib import closing
 import pyarrow as pa
 
 from manifests.log import Log
-from manifests.query import current_files, fingerprint, query
+from manifests.query import fingerprint, query
+from manifests.views import current_files
 from omnigen_pipe.images.candidates import Candidate
 from omnigen_pipe.images.probe import Facts, Reading, read_files
 from omnigen_pipe.mtimes import RACY_NS

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import PipeError
 from manifests.keys import key, key_sql
-from manifests.query import fingerprint, query
+from manifests.query import Source, fingerprint, query
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import check_discovered
@@ -75,8 +75,8 @@ def samples_settings(config: Config) -> str:
     return key(GEOMETRY_VERSION, policy, TEMPLATE_KEY, json.dumps(datasets))
 
 
-def current_samples(workspace: Workspace) -> pa.Table:
-    """All rows of samples.parquet, made with today's configuration from today's images.
+def current_samples(workspace: Workspace) -> Source:
+    """The rows of samples.parquet, made with today's configuration from today's images.
 
     Raises `PipeError` naming the command to run where there are none, or they are stale.
     """
@@ -94,16 +94,16 @@ def current_samples(workspace: Workspace) -> pa.Table:
             f"{snapshot.path} was made with other settings: run `omnigen-pipe bucket` again, or "
             "`omnigen-pipe run` for all stages."
         )
-    wanted = wanted_images(workspace.images.read(), workspace.config)
+    wanted = wanted_images(workspace.images.source(), workspace.config)
     if metadata.get("fingerprint") != samples_fingerprint(wanted):
         raise PipeError(
             f"{snapshot.path} was made from other images than {workspace.images.path} holds now: "
             "run `omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
         )
-    return snapshot.read()
+    return snapshot.source()
 
 
-def wanted_images(images: pa.Table, config: Config) -> pa.Table:
+def wanted_images(images: pa.Table | Source, config: Config) -> pa.Table:
     """The rows of `images` whose dataset is configured and not disabled."""
     ids = pa.table({"id": pa.array([d.id for d in config.datasets], pa.string())})
     columns = ", ".join(IMAGE_COLUMNS)

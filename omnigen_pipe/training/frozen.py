@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from manifests.errors import ManifestError, PipeError
 from manifests.publish import publish, staged
-from manifests.query import current_latents, current_prompts, fingerprint, query
+from manifests.query import fingerprint, query
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.samples import current_samples
+from omnigen_pipe.latents.wanted import known_latents
+from omnigen_pipe.prompts.wanted import known_prompts
 from omnigen_pipe.training.order import Epoch, epoch_order, steps_per_epoch
 from omnigen_pipe.workspace import Workspace
 
@@ -75,8 +77,7 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
             SELECT sample_id, list(p.input_ids ORDER BY place) AS prompts,
                    count(*) = count(p.input_ids) AS complete
             FROM places
-            LEFT JOIN (SELECT * FROM prompts WHERE tokenizer_key = $2 AND status = 'ok') AS p
-            USING (prompt_key)
+            LEFT JOIN prompts AS p USING (prompt_key)
             GROUP BY sample_id
         )
         SELECT w.sample_id, w.dataset, w.split, w.bucket, w.pixels_key, w.repeats,
@@ -85,15 +86,13 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
                l.status IS NULL AS lacks_latent,
                i.complete IS NOT TRUE AS lacks_prompt
         FROM wanted AS w
-        LEFT JOIN (SELECT * FROM latents WHERE vae_key = $1) AS l USING (pixels_key)
+        LEFT JOIN latents AS l USING (pixels_key)
         LEFT JOIN ids AS i USING (sample_id)
         ORDER BY w.sample_id
         """,
-        vae_key,
-        tokenizer_key,
         samples=current_samples(workspace),
-        latents=current_latents(workspace.latents.read(), workspace.root),
-        prompts=current_prompts(workspace.prompts.read()),
+        latents=known_latents(workspace, vae_key),
+        prompts=known_prompts(workspace, tokenizer_key),
     )
     failed, no_latent, no_prompt = (
         rows[name].combine_chunks() for name in ("failed", "lacks_latent", "lacks_prompt")
@@ -209,13 +208,12 @@ def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
         """
         SELECT l.shard, l."offset", l.checksum, l.checksum <> f.checksum AS reencoded
         FROM frozen AS f
-        LEFT JOIN (SELECT * FROM latents WHERE vae_key = $1 AND status = 'ok') AS l
+        LEFT JOIN (SELECT * FROM latents WHERE status = 'ok') AS l
         USING (pixels_key)
         ORDER BY f.row
         """,
-        frozen.metadata["vae_key"],
         frozen=wanted.append_column("row", pa.array(range(len(frozen)), pa.int64())),
-        latents=current_latents(workspace.latents.read(), workspace.root),
+        latents=known_latents(workspace, frozen.metadata["vae_key"]),
     )
     gone = int(found["shard"].null_count)
     if gone:

@@ -16,7 +16,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests.query import current_latents
+from manifests.views import current_latents
 from omnigen_pipe.config import parse
 from omnigen_pipe.latents.shards import (
     DamagedLatentError,

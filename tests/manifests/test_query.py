@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifests import schema
-from manifests.query import current_files, current_latents, current_prompts, fingerprint, query
+from manifests.errors import ManifestError
+from manifests.keys import key as digest
+from manifests.log import Log
+from manifests.query import Source, fingerprint, query
+from manifests.views import current_files, current_latents, current_prompts
 
 
 def table(manifest: schema.Manifest, rows: list[dict[str, Any]]) -> pa.Table:
@@ -216,3 +222,50 @@ def test_a_query_takes_parameters_and_several_tables() -> None:
     right = pa.table({"k": [2, 3, 4]})
     found = query("SELECT l.k FROM l JOIN r USING (k) WHERE l.k > ?", 2, l=left, r=right)
     assert found.to_pydict() == {"k": [3]}
+
+
+def a_log(root: Path, *names: str) -> Log:
+    log = Log(schema.IMAGES, root / "log", root / "staging")
+    for name in names:
+        log.append(table(schema.IMAGES, [{"path": name, "captions": [name], "width": 1}]), name)
+    return log
+
+
+def test_files_give_what_a_table_in_memory_gives(tmp_path: Path) -> None:
+    sql = "SELECT path, captions, size FROM t ORDER BY path"
+    for names in ((), ("a",), ("a", "b's", "c")):
+        log = a_log(tmp_path / str(len(names)), *names)
+        assert query(sql, t=log.source()).equals(query(sql, t=log.read()))
+
+
+def test_a_column_that_no_file_has_is_null(tmp_path: Path) -> None:
+    log = a_log(tmp_path)
+    older = table(schema.IMAGES, [{"path": "a"}]).drop_columns(["captions", "size"])
+    entries = {"omnigen_pipe.schema_version": "1", "omnigen_pipe.manifest": "images"}
+    log.folder.mkdir()
+    pq.write_table(older.replace_schema_metadata(entries), log.folder / "older.parquet")
+    found = query("SELECT path, captions, size FROM t", t=log.source()).to_pylist()
+    assert found == [{"path": "a", "captions": None, "size": None}]
+
+
+def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(tmp_path: Path) -> None:
+    log = a_log(tmp_path, "a")
+    numbers = [{"path": digest(number)} for number in range(2000)]
+    path = log.append(table(schema.IMAGES, numbers), "b")
+    data = bytearray(path.read_bytes())
+    data[10_000:20_000] = bytes(10_000)  # pages, not the footer
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match=r"b\.parquet is damaged.*omnigen-pipe discover"):
+        query("SELECT * FROM t", t=log.source())
+
+
+def test_files_that_go_between_listing_and_reading_are_asked_for_again(tmp_path: Path) -> None:
+    log = a_log(tmp_path, "a", "b")
+    listings = [[log.folder / "gone.parquet"]]
+    source = Source(schema.IMAGES, lambda: listings.pop() if listings else log.fragments())
+    assert query("SELECT path FROM t ORDER BY path", t=source)["path"].to_pylist() == ["a", "b"]
+
+
+def test_a_question_that_is_wrong_stays_wrong(tmp_path: Path) -> None:
+    with pytest.raises(duckdb.Error):
+        query("SELECT nonsense FROM t", t=a_log(tmp_path, "a").source())

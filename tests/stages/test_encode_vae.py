@@ -25,8 +25,8 @@ import stages.bucket
 import stages.discover
 import stages.encode_vae
 from manifests.errors import PipeError, UsageError
-from manifests.query import current_latents
 from manifests.schema import IMAGES
+from manifests.views import current_latents
 from omnigen_pipe.images.catalogue import discovered_options
 from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.shards import ShardError

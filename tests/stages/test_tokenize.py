@@ -14,8 +14,8 @@ import pytest
 import stages.tokenize
 from manifests import parquet
 from manifests.errors import PipeError, UsageError
-from manifests.query import current_prompts
 from manifests.schema import PROMPTS, SAMPLES
+from manifests.views import current_prompts
 from omnigen_pipe.config import parse
 from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, wanted_images
 from omnigen_pipe.progress import Progress
