@@ -27,6 +27,7 @@ from omnigen_pipe.images.samples import (
     wanted_images,
 )
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -54,7 +55,7 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     progress.note(f"bucket: {wanted.num_rows:,} images in {len(config.datasets)} datasets")
     samples = make_samples(wanted, config)
     changed = workspace.samples.replace(
-        samples, fingerprint=samples_fingerprint(wanted), settings=samples_settings(config)
+        samples, fingerprint=samples_fingerprint(wanted), settings=as_text(samples_settings(config))
     )
 
     buckets = tally(samples)

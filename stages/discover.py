@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.catalogue import (
-    discovered_options,
+    discovered_settings,
     image_rows,
     known_captions,
     options_fingerprint,
@@ -26,6 +26,7 @@ from omnigen_pipe.images.probe import Reading
 from omnigen_pipe.images.reading import Entry, known_readings, read_missing
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
@@ -85,7 +86,7 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
         start = end
     images = pa.concat_tables(tables)
     replaced = workspace.images.replace(
-        images, fingerprint=fingerprint, datasets=discovered_options(datasets)
+        images, fingerprint=fingerprint, settings=as_text(discovered_settings(datasets))
     )
     notes = [note for dataset in datasets for note in found[dataset.id].notes]
     summary = _summary(images, opened, replaced or logged > 0, notes)

@@ -6,10 +6,10 @@ The facts say what a file is; here a dataset's options say whether it is wanted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,6 +17,7 @@ from manifests.errors import PipeError
 from manifests.keys import key
 from manifests.schema import IMAGES
 from manifests.snapshot import Snapshot
+from omnigen_pipe import settings
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.candidates import Candidate
 from omnigen_pipe.images.captions import (
@@ -32,7 +33,6 @@ from omnigen_pipe.mtimes import RACY_NS
 
 #: The options of a dataset that rows of images depend on.
 _OPTIONS = (
-    "id",
     "instance_data_dir",
     "source",
     "list_file",
@@ -49,36 +49,35 @@ _OPTIONS = (
 
 def options_fingerprint(datasets: Sequence[DatasetConfig]) -> str:
     """A key of the options of `datasets` that discover reads, independent of their order."""
-    options = [{name: getattr(dataset, name) for name in _OPTIONS} for dataset in datasets]
-    options.sort(key=lambda one: str(one["id"]))
-    return key(json.dumps(options, sort_keys=True))
+    return key(settings.as_text(discovered_settings(datasets)))
 
 
-def discovered_options(datasets: Sequence[DatasetConfig]) -> str:
-    """The `datasets` entry of the metadata of images.parquet: each id with its options' key."""
-    return json.dumps({d.id: options_fingerprint([d]) for d in datasets}, sort_keys=True)
+def discovered_settings(datasets: Sequence[DatasetConfig]) -> dict[str, Any]:
+    """The options of `datasets` that images.parquet depends on."""
+    options = {d.id: {name: getattr(d, name) for name in _OPTIONS} for d in datasets}
+    return {settings.DATASETS: options}
 
 
-def check_discovered(images: Snapshot, datasets: Sequence[DatasetConfig]) -> None:
-    """Raise `PipeError` unless `images` was made with today's options of each of `datasets`.
+def changed_since_discover(images: Snapshot, datasets: Sequence[DatasetConfig]) -> list[str]:
+    """What differs between today's options of `datasets` and those that `images` was made with.
 
     Datasets that it holds besides, because they are disabled or gone now, do not matter.
     """
-    then = json.loads(images.metadata().get("datasets", "{}"))
-    changed = [d.id for d in datasets if then.get(d.id, "") not in ("", options_fingerprint([d]))]
+    then = settings.from_text(images.metadata().get("settings", ""))
+    now = discovered_settings(datasets)
+    known = then.get(settings.DATASETS, {})
+    still = {name: known[name] for name in now[settings.DATASETS] if name in known}
+    return settings.changes({settings.DATASETS: still}, now)
+
+
+def check_discovered(images: Snapshot, datasets: Sequence[DatasetConfig]) -> None:
+    """Raise `PipeError` unless `images` was made with today's options of each of `datasets`."""
+    changed = changed_since_discover(images, datasets)
     if changed:
         raise PipeError(
-            f"The options of {_named(changed)} changed since discover: run `omnigen-pipe discover`."
+            f"The configuration changed since discover ({settings.listed(changed)}): run "
+            "`omnigen-pipe discover`."
         )
-    new = [d.id for d in datasets if d.id not in then]
-    if new:
-        raise PipeError(
-            f"{images.path} was made without {_named(new)}: run `omnigen-pipe discover`."
-        )
-
-
-def _named(ids: list[str]) -> str:
-    return f"dataset{'s' if len(ids) > 1 else ''} {', '.join(f'`{i}`' for i in ids)}"
 
 
 def known_captions(images: Snapshot, fingerprint: str) -> dict[tuple[str, str], Captions]:

@@ -6,7 +6,6 @@ done row by row. What comes out depends only on the set of image rows and the co
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from typing import Any
 
@@ -16,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import PipeError
-from manifests.keys import key, key_sql
+from manifests.keys import key_sql
 from manifests.query import Source, fingerprint, query
+from omnigen_pipe import settings
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import check_discovered
@@ -61,18 +61,27 @@ _OPTIONS = pa.schema(
 _GEOMETRY_COLUMNS = tuple(field.name for field in fields(Geometry))
 
 
-def samples_settings(config: Config) -> str:
-    """A key of everything in the configuration that samples depend on.
+def samples_settings(config: Config) -> dict[str, Any]:
+    """Everything in the configuration that samples depend on.
 
     The samples snapshot carries it as `settings`; where the two differ, `bucket` has to run
     again. The order of datasets in the file does not matter.
     """
-    datasets = [
-        [d.id, d.split, *(getattr(d, option) for option in SAMPLE_OPTIONS)]
-        for d in sorted(config.datasets, key=lambda d: d.id)
-    ]
-    policy = pixels.policy(config.pixels)
-    return key(GEOMETRY_VERSION, policy, TEMPLATE_KEY, json.dumps(datasets))
+    return {
+        settings.DATASETS: {
+            d.id: {"split": d.split} | {option: getattr(d, option) for option in SAMPLE_OPTIONS}
+            for d in config.datasets
+        },
+        "pixels": pixels.policy(config.pixels),
+        "prompt template": TEMPLATE_KEY,
+        "version of the geometry": GEOMETRY_VERSION,
+    }
+
+
+def changed_since_bucket(workspace: Workspace) -> list[str]:
+    """What differs between today's configuration and that which samples.parquet was made with."""
+    then = settings.from_text(workspace.samples.metadata().get("settings", ""))
+    return settings.changes(then, samples_settings(workspace.config))
 
 
 def current_samples(workspace: Workspace) -> Source:
@@ -88,14 +97,14 @@ def current_samples(workspace: Workspace) -> Source:
         )
     if workspace.images.exists():
         check_discovered(workspace.images, workspace.config.datasets)
-    metadata = snapshot.metadata()
-    if metadata.get("settings") != samples_settings(workspace.config):
+    changed = changed_since_bucket(workspace)
+    if changed:
         raise PipeError(
-            f"{snapshot.path} was made with other settings: run `omnigen-pipe bucket` again, or "
-            "`omnigen-pipe run` for all stages."
+            f"{snapshot.path} was made with other settings ({settings.listed(changed)}): run "
+            "`omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
         )
     wanted = wanted_images(workspace.images.source(), workspace.config)
-    if metadata.get("fingerprint") != samples_fingerprint(wanted):
+    if snapshot.metadata().get("fingerprint") != samples_fingerprint(wanted):
         raise PipeError(
             f"{snapshot.path} was made from other images than {workspace.images.path} holds now: "
             "run `omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."

@@ -21,7 +21,7 @@ from manifests.keys import key
 from manifests.query import Source, query
 from omnigen_pipe.config import MAX_REPEATS, DatasetOptions, parse
 from omnigen_pipe.images import pixels
-from omnigen_pipe.images.catalogue import discovered_options
+from omnigen_pipe.images.catalogue import discovered_settings
 from omnigen_pipe.images.samples import (
     SAMPLE_OPTIONS,
     current_samples,
@@ -31,6 +31,7 @@ from omnigen_pipe.images.samples import (
 )
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import prompt_key
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary, show
 from omnigen_pipe.workspace import Workspace
 
@@ -75,7 +76,7 @@ def workspace(root: Path, *datasets: dict[str, Any], **tables: Any) -> Workspace
 
 def discovered(opened: Workspace, images: pa.Table) -> None:
     """Stand in for discover."""
-    opened.images.replace(images, datasets=discovered_options(opened.config.datasets))
+    opened.images.replace(images, settings=as_text(discovered_settings(opened.config.datasets)))
 
 
 def bucket(opened: Workspace, rows: list[dict]) -> Summary:
@@ -463,7 +464,8 @@ def test_options_that_discover_reads_ask_for_discover(
     opened = workspace(tmp_path, {"id": "a"}, {"id": "b"})
     bucket(opened, [image("a", "x.jpg", 2000, 2000), image("b", "y.jpg", 2000, 2000)])
     edited = workspace(tmp_path, {"id": "a"}, {"id": "b", **change})
-    message = "options of dataset `b` changed since discover: run `omnigen-pipe discover`"
+    option, value = next(iter(change.items()))
+    message = f"{option} of dataset b: .* → {value}.*: run `omnigen-pipe discover`"
     with pytest.raises(PipeError, match=message) as raised:
         stages.bucket.run(edited, Progress(quiet=True))
     assert raised.value.exit_status == 1
@@ -487,7 +489,9 @@ def test_datasets_that_come_and_go(tmp_path: Path) -> None:
         stages.bucket.run(fewer, Progress(quiet=True))
         assert datasets_of(current_samples(fewer)) == ["b"]
     more = workspace(tmp_path, {"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d"})
-    with pytest.raises(PipeError, match="without datasets `c`, `d`: run `omnigen-pipe discover`"):
+    with pytest.raises(
+        PipeError, match=r"c is new; dataset d is new.*: run `omnigen-pipe discover`"
+    ):
         stages.bucket.run(more, Progress(quiet=True))
 
 
@@ -507,7 +511,7 @@ def test_samples_of_other_images_ask_for_bucket(tmp_path: Path) -> None:
 
 def test_settings_name_what_samples_depend_on_and_nothing_else(tmp_path: Path) -> None:
     def of(*datasets: dict[str, Any], **tables: Any) -> str:
-        return samples_settings(workspace(tmp_path, *datasets, **tables).config)
+        return as_text(samples_settings(workspace(tmp_path, *datasets, **tables).config))
 
     base = of({"id": "a"}, {"id": "b"})
     assert of({"id": "b"}, {"id": "a"}) == base

@@ -27,10 +27,11 @@ import stages.encode_vae
 from manifests.errors import PipeError, UsageError
 from manifests.schema import IMAGES
 from manifests.views import current_latents
-from omnigen_pipe.images.catalogue import discovered_options
+from omnigen_pipe.images.catalogue import discovered_settings
 from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.shards import ShardError
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -81,7 +82,7 @@ def list_samples(place: Workspace, sizes: dict[str, tuple[int, int]] | None = No
         )
     place.images.replace(
         pa.Table.from_pylist(rows, schema=IMAGES.schema),
-        datasets=discovered_options(place.config.datasets),
+        settings=as_text(discovered_settings(place.config.datasets)),
     )
     stages.bucket.run(place, QUIET)
 
@@ -438,7 +439,7 @@ def test_what_must_come_first_is_named(tmp_path: Path, small_omnigen: Path) -> N
     draw(place, 1)
     list_samples(place)
     changed = make_workspace(tmp_path / "w", small_omnigen, more="crop = true")
-    with pytest.raises(PipeError, match=r"other settings: run `omnigen-pipe bucket`"):
+    with pytest.raises(PipeError, match=r"crop of dataset photos: false → true.*pipe bucket`"):
         run(changed)
 
 

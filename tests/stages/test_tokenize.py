@@ -21,6 +21,7 @@ from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, w
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import prompt_key
 from omnigen_pipe.prompts.tokenizer import load
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -54,7 +55,7 @@ def publish_samples(
     )
     opened.samples.replace(
         table,
-        settings=samples_settings(opened.config),
+        settings=as_text(samples_settings(opened.config)),
         fingerprint=samples_fingerprint(wanted_images(opened.images.read(), opened.config)),
     )
 
