@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +32,19 @@ def write(table: pa.Table, manifest: Manifest, final: Path, staging: Path, **met
     Extra columns are dropped and the rest cast to the manifest's schema; a missing column or a
     value that does not fit raises `pyarrow.ArrowInvalid` or `KeyError`.
     """
+    with writer(manifest, final, staging, **metadata) as add:
+        add(table)
+    return final
+
+
+@contextmanager
+def writer(
+    manifest: Manifest, final: Path, staging: Path, **metadata: str
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Publish, at the end, the rows that were given to the value in portions; see `write`.
+
+    Where it ends by an exception nothing is published.
+    """
     entries = {
         "schema_version": str(SCHEMA_VERSION),
         "stage": manifest.stage,
@@ -39,15 +54,21 @@ def write(table: pa.Table, manifest: Manifest, final: Path, staging: Path, **met
         **metadata,
     }
     schema = manifest.schema.with_metadata({_PREFIX + k: v for k, v in entries.items()})
-    table = table.select(manifest.schema.names).cast(manifest.schema)
     path = staged(staging, final)
-    pq.write_table(
-        table.replace_schema_metadata(schema.metadata),
-        path,
-        compression="zstd",
-        write_page_checksum=True,
-    )
-    return publish(path, final)
+    try:
+        with pq.ParquetWriter(
+            path, schema, compression="zstd", write_page_checksum=True
+        ) as unfinished:
+
+            def add(table: pa.Table) -> None:
+                fitting = table.select(manifest.schema.names).cast(manifest.schema)
+                unfinished.write_table(fitting.replace_schema_metadata(schema.metadata))
+
+            yield add
+        publish(path, final)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:
@@ -107,3 +128,8 @@ def damage(path: Path) -> str | None:
     except (OSError, pa.ArrowException) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def row_count(path: Path) -> int:
+    """The number of rows of a manifest file."""
+    return int(pq.read_metadata(path).num_rows)

@@ -17,6 +17,9 @@ DATASETS = "datasets"
 #: So many phrases stand in one line of a message.
 _SHOWN = 5
 
+#: Longer values, such as hashes, tell a person nothing beside that they differ.
+_READABLE = 60
+
 
 def as_text(settings: Settings) -> str:
     """Settings as a manifest's metadata carries them: equal settings give equal texts."""
@@ -56,11 +59,14 @@ def listed(phrases: list[str]) -> str:
 
 
 def _differences(then: Settings, now: Settings, where: str) -> list[str]:
-    return [
-        f"{name}{where}: {_shown(then.get(name))} → {_shown(now.get(name))}"
-        for name in sorted({*then, *now})
-        if then.get(name) != now.get(name)
-    ]
+    phrases = []
+    for name in sorted({*then, *now}):
+        before, after = then.get(name), now.get(name)
+        if before != after:
+            shown = f"{_shown(before)} → {_shown(after)}"
+            readable = len(shown) <= _READABLE
+            phrases.append(f"{name}{where}: {shown}" if readable else f"{name}{where} changed")
+    return phrases
 
 
 def _shown(value: object) -> str:

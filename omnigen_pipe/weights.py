@@ -33,8 +33,11 @@ def weights_files(folder: Path) -> list[Path]:
     raise UsageError(f"There is no {WEIGHTS_NAME} in {folder}. Weights are read from it only.")
 
 
-def weights_hashes(workspace: Workspace, files: list[Path]) -> list[str]:
-    """BLAKE3 of each file, taken from memory where size and modification time are the same."""
+def weights_hashes(workspace: Workspace, files: list[Path], remember: bool = True) -> list[str]:
+    """BLAKE3 of each file, taken from memory where size and modification time are the same.
+
+    New ones are written down in `manifests/weights.json` if `remember`.
+    """
     remembered_in = workspace.root / "manifests" / "weights.json"
     remembered = _remembered(remembered_in)
     hashes, learned = [], False
@@ -55,7 +58,7 @@ def weights_hashes(workspace: Workspace, files: list[Path]) -> list[str]:
         if time.time_ns() - stat.st_mtime_ns >= RACY_NS:
             remembered[str(file.resolve())] = [*identity, digest]
             learned = True
-    if learned:
+    if learned and remember:
         path = staged(workspace.staging, remembered_in)
         path.write_text(json.dumps(remembered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         publish(path, remembered_in)

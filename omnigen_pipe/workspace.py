@@ -34,6 +34,11 @@ class Workspace:
         return self.root / "staging"
 
     @property
+    def maintenance_lock(self) -> Path:
+        """The file that merging, `gc` and nothing else locks."""
+        return self.root / "manifests" / "maintenance.lock"
+
+    @property
     def latents_folder(self) -> Path:
         """Where shards lie, in a folder per bucket."""
         return self.root / "latents"

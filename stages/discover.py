@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import PipeError, UsageError
+from manifests.log import merge_if_crowded
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.catalogue import (
     discovered_settings,
@@ -72,6 +73,7 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
     if left := _unread(entries, readings):
         return _stopped(opened, logged, left, stop.signal)
 
+    merge_if_crowded(workspace.files, workspace.maintenance_lock)
     fingerprint = options_fingerprint(datasets)
     known = known_captions(workspace.images, fingerprint)
     tables, start = [], 0

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.log import merge_if_crowded
 from manifests.query import fingerprint
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.shards import ShardWriter
-from omnigen_pipe.latents.vae import vae_key
+from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import known_latents, wanted_latents, with_status
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -40,7 +42,8 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
     """
     wanted = wanted_latents(current_samples(workspace))
     folder = model_part(workspace, "vae")
-    key = vae_key(workspace, folder)
+    inputs = vae_inputs(workspace, folder)
+    key = inputs_key(inputs)
     wanted = with_status(wanted, known_latents(workspace, key))
     failed = wanted.filter(pc.equal(wanted["status"], "failed"))
     missing = wanted.filter(pc.is_null(wanted["status"]))
@@ -68,12 +71,16 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
         summary.notes.append("No sample is usable: `omnigen-pipe bucket` says why.")
     if missing.num_rows:
         items = _items(missing, workspace)
-        metadata = {"fingerprint": fingerprint(wanted, ["pixels_key"]), "vae_key": key}
+        metadata = {
+            "fingerprint": fingerprint(wanted, ["pixels_key"]),
+            "inputs": as_text({key: inputs}),
+        }
         with ShardWriter(workspace, key, metadata) as writer:
             outcome = _encode(items, folder, writer, workspace, progress, key, device, summary)
         summary.counts["bytes written"] = writer.bytes_written
         faults += [(item.name, reason) for item, reason in outcome.failed]
         _describe(summary, outcome)
+    merge_if_crowded(workspace.latents, workspace.maintenance_lock)
     _describe_faults(summary, faults)
     return summary
 

@@ -12,6 +12,7 @@ import time
 import pyarrow as pa
 
 from manifests.keys import key
+from manifests.log import merge_if_crowded
 from manifests.query import query
 from manifests.schema import PROMPTS
 from omnigen_pipe.images.samples import current_samples
@@ -19,6 +20,7 @@ from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.prompts.tokenizer import PromptTokenizer
 from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -34,15 +36,17 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     wanted = wanted_prompts(workspace, current_samples(workspace))
     tokenizer = tokenizers.load_configured(workspace)
     missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key))
+    inputs = as_text({tokenizer.key: tokenizer.inputs})
     with progress.task("tokenize", missing.num_rows) as advance:
         for start in range(0, missing.num_rows, CHUNK):
             chunk = missing.slice(start, CHUNK)
             workspace.prompts.append(
                 _tokenised(chunk, tokenizer),
-                tokenizer_key=tokenizer.key,
+                inputs=inputs,
                 fingerprint=key(tokenizer.key, *chunk["prompt_key"].to_pylist()),
             )
             advance(chunk.num_rows)
+    merge_if_crowded(workspace.prompts, workspace.maintenance_lock)
 
     captions = sum(wanted["is_caption"].to_pylist())
     summary = Summary(

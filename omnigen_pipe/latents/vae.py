@@ -8,7 +8,7 @@ SDXL's shape are taken, because OmniGen knows no other latents.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,21 +31,33 @@ DOWNSCALE = 8
 
 
 def vae_key(workspace: Workspace, folder: Path) -> str:
-    """The key of the VAE in `folder` as `workspace` would run it. Imports no torch.
+    """The key of the VAE in `folder` as `workspace` would run it; see `vae_inputs`."""
+    return inputs_key(vae_inputs(workspace, folder))
 
-    Weights are hashed once and remembered in `manifests/weights.json` by path, size and
-    modification time. Raises `UsageError` for a VAE or settings that cannot be used.
+
+def inputs_key(inputs: Mapping[str, str]) -> str:
+    """The key of what `vae_inputs` names."""
+    return key(*inputs.values())
+
+
+def vae_inputs(workspace: Workspace, folder: Path, remember: bool = True) -> dict[str, str]:
+    """What the key of the VAE in `folder` is made of, as `workspace` would run it, by name.
+
+    Imports no torch. Weights are hashed once and remembered in `manifests/weights.json` by path,
+    size and modification time; with `remember` false they are not written down. Raises
+    `UsageError` for a VAE or settings that cannot be used.
     """
     options = workspace.config.vae
     semantic = {name: v for name, v in vae_config(folder).items() if not name.startswith("_")}
-    return key(
-        ENCODE_VERSION,
-        json.dumps(semantic, sort_keys=True),
-        *weights_hashes(workspace, weights_files(folder)),
-        options.vae_dtype,
-        f"tiles of {options.vae_tile_size}" if options.vae_enable_tiling else "no tiles",
-        options.latent_dtype,
-    )
+    hashes = weights_hashes(workspace, weights_files(folder), remember)
+    return {
+        "version of the encoding": str(ENCODE_VERSION),
+        "configuration of the VAE": json.dumps(semantic, sort_keys=True),
+        **{f"weights of the VAE ({n})": digest for n, digest in enumerate(hashes, start=1)},
+        "vae_dtype": options.vae_dtype,
+        "tiling": f"tiles of {options.vae_tile_size}" if options.vae_enable_tiling else "no tiles",
+        "latent_dtype": options.latent_dtype,
+    }
 
 
 def vae_config(folder: Path) -> dict[str, Any]:

@@ -34,10 +34,18 @@ _BATCH = 2048
 
 @dataclass(frozen=True)
 class PromptTokenizer:
-    """A loaded tokenizer; `key` changes with its file and with the ids it gives."""
+    """A loaded tokenizer; its key changes with its file and with the ids it gives.
+
+    `inputs` are these two, by name.
+    """
 
     tokenizer: Tokenizer
-    key: str
+    inputs: dict[str, str]
+
+    @property
+    def key(self) -> str:
+        """What its ids are kept under."""
+        return key(*self.inputs.values())
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
         """The ids of each caption in OmniGen's template: whole, unpadded, in order."""
@@ -77,7 +85,8 @@ def load(folder: Path) -> PromptTokenizer:
     tokenizer.no_padding()
     (probe,) = _encode(tokenizer, [PROBE])
     digest = blake3(content).hexdigest()[:KEY_DIGITS]
-    return PromptTokenizer(tokenizer, key(digest, " ".join(str(i) for i in probe)))
+    inputs = {FILE_NAME: digest, "ids of the probe sentence": " ".join(str(i) for i in probe)}
+    return PromptTokenizer(tokenizer, inputs)
 
 
 def load_configured(workspace: Workspace) -> PromptTokenizer:

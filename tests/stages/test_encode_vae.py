@@ -413,7 +413,9 @@ def test_fragments_say_what_they_were_made_from(place: Workspace) -> None:
     summary = run(place)
     for fragment in place.latents.fragments():
         metadata = pa.parquet.read_schema(fragment).metadata
-        assert metadata[b"omnigen_pipe.vae_key"].decode() == summary.details["vae_key"]
+        ((key, inputs),) = json.loads(metadata[b"omnigen_pipe.inputs"]).items()
+        assert key == summary.details["vae_key"]
+        assert (inputs["vae_dtype"], inputs["latent_dtype"]) == ("fp32", "fp32")
         assert len(metadata[b"omnigen_pipe.fingerprint"]) == 32
 
 
