@@ -10,6 +10,7 @@ when `--strict` is given, 128 + N when a signal N ended it.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -294,20 +295,40 @@ def bucket(
 
 @app.command(
     "encode-vae",
-    epilog="Examples:  \n`omnigen-pipe encode-vae`  \n`omnigen-pipe encode-vae --device cuda:1`",
+    epilog="Examples:  \n"
+    "`omnigen-pipe encode-vae`  \n"
+    "`omnigen-pipe encode-vae --device cuda:1 --worker 2/4`  \n"
+    "`omnigen-pipe encode-vae --retry-failed`",
 )
 def encode_vae(
     workspace: WorkspaceOption = HERE,
     device: DeviceOption = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Encode the I-th of N shares of the images, I from 1 to N.  Default: all, or "
+            "the share of SLURM_ARRAY_TASK_ID in a SLURM job array.",
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try again what could not be encoded earlier."),
+    ] = False,
     as_json: JsonOption = False,
     strict: StrictOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Encode the latents that are missing, into shards under latents/."""
     import stages.encode_vae
+    from omnigen_pipe.latents import share
 
     opened, progress = _open(workspace, quiet)
-    _report(stages.encode_vae.run(opened, progress, device=device), as_json, strict)
+    mine = share.from_environment(os.environ) if worker is None else share.parse(worker)
+    summary = stages.encode_vae.run(
+        opened, progress, device=device, share=mine, retry_failed=retry_failed
+    )
+    _report(summary, as_json, strict)
 
 
 @app.command(epilog="Examples:  \n`omnigen-pipe tokenize`  \n`omnigen-pipe tokenize --json`")

@@ -19,6 +19,7 @@ from manifests.log import merge_if_crowded
 from manifests.query import fingerprint
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.shards import ShardWriter
+from omnigen_pipe.latents.share import Share
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import known_latents, wanted_latents, with_status
 from omnigen_pipe.model_files import model_part
@@ -34,19 +35,34 @@ if TYPE_CHECKING:
 _NAMED_FILES = 5
 
 
-def run(workspace: Workspace, progress: Progress, device: str | None = None) -> Summary:
+def run(
+    workspace: Workspace,
+    progress: Progress,
+    device: str | None = None,
+    share: Share | None = None,
+    retry_failed: bool = False,
+) -> Summary:
     """Encode what is missing; raises `PipeError` where samples are missing or stale.
+
+    Of several encoders each takes its `share`. With `retry_failed`, what failed in an earlier
+    run counts as missing.
 
     A file that is gone or changed since discover, or for which memory is too short, makes the
     summary `failed`; one that cannot be decoded is a fact, remembered and left out.
     """
-    wanted = wanted_latents(current_samples(workspace))
+    share = share or Share()
+    everything = wanted_latents(current_samples(workspace))
+    wanted = share.of(everything)
     folder = model_part(workspace, "vae")
     inputs = vae_inputs(workspace, folder)
     key = inputs_key(inputs)
     wanted = with_status(wanted, known_latents(workspace, key))
     failed = wanted.filter(pc.equal(wanted["status"], "failed"))
     missing = wanted.filter(pc.is_null(wanted["status"]))
+    retried = failed.num_rows if retry_failed else 0
+    if retried:
+        missing = wanted.filter(pc.invert(pc.equal(wanted["status"].fill_null(""), "ok")))
+        failed = failed.slice(0, 0)
     summary = Summary(
         "encode-vae",
         changed=False,
@@ -65,9 +81,18 @@ def run(workspace: Workspace, progress: Progress, device: str | None = None) -> 
     if failed.num_rows:
         summary.notes.append(
             f"{failed.num_rows:,} failed in an earlier run and were not tried again; a file that "
-            "changes is."
+            "changes is. `omnigen-pipe encode-vae --retry-failed` tries all of them."
         )
-    if not wanted.num_rows:
+    if retried:
+        summary.notes.append(f"{retried:,} that failed in an earlier run were tried again.")
+    if share.count > 1:
+        others = everything.num_rows - wanted.num_rows
+        summary.counts["other workers'"] = others
+        summary.details["worker"] = str(share)
+        summary.notes.append(
+            f"Worker {share} (by {share.origin}): {others:,} other latents fall to other workers."
+        )
+    if not everything.num_rows:
         summary.notes.append("No sample is usable: `omnigen-pipe bucket` says why.")
     if missing.num_rows:
         items = _items(missing, workspace)

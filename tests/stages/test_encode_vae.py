@@ -30,6 +30,7 @@ from manifests.views import current_latents
 from omnigen_pipe.images.catalogue import discovered_settings
 from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.shards import ShardError
+from omnigen_pipe.latents.share import Share
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
@@ -489,3 +490,45 @@ def test_the_documented_ways_to_read_shards_work(
     assert names["picture"].shape[:2] == (1, 3)
     row = ok_rows(place)[names["row"]["pixels_key"]]
     assert names["moments"].shape == tuple(row["shape"])
+
+
+def test_a_failure_is_tried_again_only_when_asked(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of Pillow that reads what the earlier one could not."""
+    unlucky = blake3((place.root / "photos" / "3.png").read_bytes()).hexdigest()[:32]
+    read_pixels = encoder.read_pixels
+
+    def fail(data: bytes, *more: Any) -> np.ndarray:
+        if blake3(data).hexdigest()[:32] == unlucky:
+            raise encoder.PixelsError("cannot be decoded: not by this version")
+        return read_pixels(data, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "read_pixels", fail)
+        assert (run(place).counts["encoded"], run(place).counts["failed"]) == (6, 1)
+        again = stages.encode_vae.run(place, QUIET, device="cpu", retry_failed=True)
+        assert (again.counts["encoded"], again.counts["failed"]) == (0, 1)
+        assert again.changed
+    skipped = run(place)
+    assert (skipped.counts["encoded"], skipped.counts["failed"], skipped.changed) == (0, 1, False)
+    assert any("--retry-failed" in note for note in skipped.notes)
+    mended = stages.encode_vae.run(place, QUIET, device="cpu", retry_failed=True)
+    assert (mended.counts["encoded"], mended.counts["failed"]) == (1, 0)
+    assert mended.left_out == {}
+    assert ok_rows(place).keys() == wanted_keys(place)
+    assert not stages.encode_vae.run(place, QUIET, device="cpu", retry_failed=True).changed
+
+
+def test_each_worker_takes_its_share_and_says_so(place: Workspace) -> None:
+    parts = [
+        stages.encode_vae.run(place, QUIET, device="cpu", share=Share(n, 3)) for n in (1, 2, 3)
+    ]
+    assert sum(part.counts["encoded"] for part in parts) == 7
+    for part in parts:
+        assert part.counts["wanted"] == part.counts["encoded"]
+        assert part.counts["wanted"] + part.counts["other workers'"] == 7
+    assert "Worker 3/3" in " ".join(parts[2].notes)
+    assert ok_rows(place).keys() == wanted_keys(place)
+    assert place.latents.read().num_rows == 7
+    assert not run(place).changed
