@@ -60,11 +60,19 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Listing:
-    """The fragments of a log at one time: those that count, those replaced, and other files."""
+    """The fragments of a log at one time: those that count, those replaced, and other files.
+
+    `successors` gives, for each name that was ever replaced, when its first successor came.
+    """
 
     current: list[Fragment]
     replaced: list[Fragment]
     foreign: list[Path]
+    successors: dict[str, float]
+
+    def may_go(self, replaced: Fragment, grace_seconds: float) -> bool:
+        """Whether a replaced fragment's first successor is older than `grace_seconds`."""
+        return time.time() - self.successors[replaced.name] >= grace_seconds
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,15 @@ class Log:
                 foreign.append(path)
             else:
                 found.append(Fragment(path, metadata, facts.st_mtime))
-        replaced = {name for fragment in found for name in fragment.replaces}
+        successors: dict[str, float] = {}
+        for fragment in found:
+            for name in fragment.replaces:
+                successors[name] = min(successors.get(name, fragment.mtime), fragment.mtime)
         return Listing(
-            [fragment for fragment in found if fragment.name not in replaced],
-            [fragment for fragment in found if fragment.name in replaced],
+            [fragment for fragment in found if fragment.name not in successors],
+            [fragment for fragment in found if fragment.name in successors],
             foreign,
+            successors,
         )
 
     def fragments(self) -> list[Path]:
@@ -160,11 +172,7 @@ class Log:
         Only the holder of the maintenance lock may sweep.
         """
         listing = self.listing()
-        since: dict[str, float] = {}
-        for fragment in [*listing.current, *listing.replaced]:
-            for name in fragment.replaces:
-                since[name] = min(since.get(name, fragment.mtime), fragment.mtime)
-        old = [f.path for f in listing.replaced if time.time() - since[f.name] >= grace_seconds]
+        old = [f.path for f in listing.replaced if listing.may_go(f, grace_seconds)]
         for path in old:
             path.unlink(missing_ok=True)
         return old

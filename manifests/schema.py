@@ -126,6 +126,7 @@ LATENTS = Manifest(
         [
             _column("pixels_key", pa.string(), "key of the pixels"),
             _column("vae_key", pa.string(), "key of the VAE and how it was run"),
+            _column("content_hash", pa.string(), "BLAKE3 of the image's bytes; null if unknown"),
             _column("bucket", pa.string(), "`WIDTHxHEIGHT` in pixels"),
             _column("shard", pa.string(), "the tar, from the workspace; null when failed"),
             _column("offset", pa.int64(), "bytes from the tar's start to the raw array"),

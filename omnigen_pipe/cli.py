@@ -466,6 +466,42 @@ def inspect(
         show_report(report)
 
 
+@app.command(
+    epilog="Examples:  \n"
+    "`omnigen-pipe gc`  \n"
+    "`omnigen-pipe gc --yes`  \n"
+    "`omnigen-pipe gc --yes --grace-hours 0`"
+)
+def gc(
+    workspace: WorkspaceOption = HERE,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do it; without, only say what would go.")
+    ] = False,
+    grace_hours: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Delete only what has been unused for so long. Less than a run of any other "
+            "command takes is safe only while none is at work.",
+        ),
+    ] = 24.0,
+    live_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Rewrite shards of which less than this is needed."),
+    ] = 0.5,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Give back the space of latents that neither the configuration nor any run needs."""
+    import omnigen_pipe.maintenance.gc as collection
+
+    opened, progress = _open(workspace, quiet)
+    summary = collection.run(
+        opened, progress, yes=yes, grace_seconds=grace_hours * 3600, live_share=live_share
+    )
+    _report(summary, as_json, strict=False)
+
+
 def main() -> None:
     """Run the command line; errors that a user can act on print one message."""
     try:

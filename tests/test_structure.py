@@ -19,6 +19,7 @@ FLOORS = [
     {"omnigen_pipe.cli"},
     {"stages"},
     {"omnigen_pipe.demo", "omnigen_pipe.starting"},
+    {"omnigen_pipe.maintenance"},
     {"omnigen_pipe.training"},
     {"omnigen_pipe.latents", "omnigen_pipe.model"},
     {"omnigen_pipe.images"},

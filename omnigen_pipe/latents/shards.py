@@ -200,6 +200,7 @@ class ShardWriter:
         shard.rows.append(
             {
                 "pixels_key": pixels_key,
+                "content_hash": facts.get("content_hash"),
                 "bucket": bucket,
                 "offset": end - raw.nbytes,
                 "nbytes": raw.nbytes,

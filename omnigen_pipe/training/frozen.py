@@ -122,6 +122,18 @@ def freeze(table: pa.Table, path: Path, staging: Path, metadata: Mapping[str, st
     publish(unfinished, path)
 
 
+def read(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    """All frozen samples in `path`, mapped, and their metadata.
+
+    Raises `ManifestError` for a damaged file.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+    return table, {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+
+
 @dataclass(frozen=True)
 class FrozenSamples:
     """The mapped table, with the columns that order needs as arrays."""
@@ -135,11 +147,7 @@ class FrozenSamples:
     @classmethod
     def open(cls, path: Path, splits: Sequence[str] = TRAINED_SPLITS) -> FrozenSamples:
         """Map `path` and keep the rows of `splits`; raises `ManifestError` for a damaged file."""
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(f"{path} cannot be read: {error}") from error
-        metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        table, metadata = read(path)
         chosen = pc.is_in(table["split"], pa.array(list(splits), pa.string()))
         table = table.filter(chosen).combine_chunks()  # else every take would join the chunks
         names = tuple(sorted(set(table["bucket"].to_pylist())))

@@ -1,0 +1,241 @@
+"""gc: give back the space of what neither the configuration nor any run needs.
+
+Latents that are still needed move out of shards that are mostly unused, hold damage, or are
+small. Then one merged fragment replaces the log's fragments without the rows of the emptied
+shards: its publication is the commit. Emptied shards and orphans are deleted a day later, so
+that whoever looked them up before still finds them. Killed at any instant, it leaves latents
+twice at worst, of which one counts, and the next gc clears up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from manifests.errors import PipeError
+from manifests.lock import maintenance_lock
+from manifests.log import GRACE_SECONDS, Listing
+from manifests.query import Source, query
+from manifests.views import current_latents
+from omnigen_pipe.latents.packing import Packed, pack
+from omnigen_pipe.maintenance.needs import needed_latents
+from omnigen_pipe.maintenance.rubbish import delete, leftovers, orphans
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.workspace import Workspace
+
+#: A shard of whose bytes a smaller share is needed is rewritten.
+LIVE_SHARE = 0.5
+
+#: A shard smaller than this share of `shard_size_mb` is packed with others.
+SMALL_SHARE = 0.25
+
+_MEBIBYTE = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a gc would do: the shards to give up, and the latents to move out of them.
+
+    `shards` has, per shard that is to go, `bucket`, `nbytes`, `live` (latents needed), `why`
+    and `there`; `moves` are rows of the log.
+    """
+
+    shards: pa.Table
+    moves: pa.Table
+
+
+def run(
+    workspace: Workspace,
+    progress: Progress,
+    yes: bool = False,
+    grace_seconds: float = GRACE_SECONDS,
+    live_share: float = LIVE_SHARE,
+) -> Summary:
+    """Say what can go, and with `yes` remove it.
+
+    Raises `PipeError` where it is not known what is needed, or the needs change meanwhile.
+    """
+    if not yes:
+        plan = _plan(workspace, workspace.latents.listing(), needed_latents(workspace), live_share)
+        return _planned(workspace, plan, grace_seconds)
+    with maintenance_lock(workspace.maintenance_lock) as held:
+        if not held:
+            raise PipeError(
+                f"Another process maintains this workspace: it holds {workspace.maintenance_lock}. "
+                "Run gc again when it has ended."
+            )
+        return _collect(workspace, progress, grace_seconds, live_share)
+
+
+def _collect(
+    workspace: Workspace, progress: Progress, grace_seconds: float, live_share: float
+) -> Summary:
+    before = workspace.latents.listing()
+    needs = needed_latents(workspace)
+    plan = _plan(workspace, before, needs, live_share)
+    with progress.task("gc: bytes moved", _total(plan.moves)) as advance:
+        packed = pack(plan.moves, workspace, workspace.latents.inputs(), advance)
+    if plan.shards.num_rows:
+        # Whatever came into use while latents moved must not go.
+        if not needed_latents(workspace).equals(needs):
+            raise PipeError(
+                "What is needed changed while gc was at work, and nothing was removed. Run it "
+                "again when no other command changes samples.parquet or starts a run."
+            )
+        _commit(workspace, before, plan, packed, needs)
+    return _collected(workspace, plan, packed, grace_seconds)
+
+
+def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: float) -> Plan:
+    """Which shards of the log as `listing` shows it are to go, and which latents to save."""
+    latents = Source(workspace.latents.manifest, lambda: [f.path for f in listing.current])
+    live = query(
+        "SELECT * FROM counting SEMI JOIN needs USING (pixels_key, vae_key) WHERE status = 'ok'",
+        counting=current_latents(latents, workspace.root),
+        needs=needs,
+    )
+    # A shard that is gone, say with an unmounted disk, and held what is needed, may come back.
+    missed = query(
+        """
+        SELECT DISTINCT shard FROM latents SEMI JOIN needs USING (pixels_key, vae_key)
+        ANTI JOIN live USING (pixels_key, vae_key) WHERE status = 'ok'
+        """,
+        latents=latents,
+        needs=needs,
+        live=live.select(["pixels_key", "vae_key"]),
+    )
+    shards = query(
+        """
+        WITH live AS (
+            SELECT shard, count(*) AS live, sum(nbytes) AS live_nbytes FROM live GROUP BY shard
+        ), every AS (
+            SELECT shard, any_value(bucket) AS bucket, any_value(vae_key) AS vae_key,
+                   max(shard_nbytes) AS nbytes, sum(nbytes) AS array_nbytes
+            FROM latents ANTI JOIN missed USING (shard) WHERE status = 'ok' GROUP BY shard
+        ), damaged AS (SELECT DISTINCT shard FROM latents WHERE status = 'damaged'),
+        judged AS (
+            SELECT every.*, coalesce(live, 0)::BIGINT AS live,
+                   coalesce(live_nbytes, 0)::BIGINT AS live_nbytes,
+                   CASE WHEN coalesce(live, 0) = 0 THEN 'nothing in it is needed'
+                        WHEN shard IN (FROM damaged) THEN 'it holds damaged latents'
+                        WHEN live_nbytes < $1 * array_nbytes THEN 'most of it is not needed'
+                        WHEN nbytes < $2 * $3 THEN 'it is small' END AS why
+            FROM every LEFT JOIN live USING (shard)
+        ), grouped AS (
+            -- Packing is worth it where fewer shards come out than go in.
+            SELECT *,
+                   ceil(sum(live_nbytes) FILTER (why IS NOT NULL AND live > 0) OVER w / $3)
+                   < count(*) FILTER (why IS NOT NULL AND live > 0) OVER w AS worth
+            FROM judged WINDOW w AS (PARTITION BY vae_key, bucket)
+        )
+        SELECT shard, bucket, nbytes, live, why FROM grouped
+        WHERE why IS NOT NULL AND (why <> 'it is small' OR worth)
+        ORDER BY shard
+        """,
+        live_share,
+        SMALL_SHARE,
+        workspace.config.vae.shard_size_mb * _MEBIBYTE,
+        latents=latents,
+        live=live.select(["shard", "nbytes"]),
+        missed=missed,
+    )
+    there = [(workspace.root / shard).is_file() for shard in shards["shard"].to_pylist()]
+    shards = shards.append_column("there", pa.array(there, pa.bool_()))
+    moves = query(
+        "SELECT * FROM live SEMI JOIN shards USING (shard)",
+        live=live,
+        shards=shards.select(["shard"]),
+    )
+    return Plan(shards, moves)
+
+
+def _commit(
+    workspace: Workspace, before: Listing, plan: Plan, packed: Packed, needs: pa.Table
+) -> None:
+    """Publish the log without the shards that go; see the module."""
+    kept = set(packed.faults)
+    going = [shard for shard in plan.shards["shard"].to_pylist() if shard not in kept]
+    gone = pa.table({"shard": pa.array(going, pa.string())})
+
+    def keep(rows: pa.Table) -> pa.Table:
+        return query(
+            """
+            SELECT rows.* FROM rows LEFT JOIN needs USING (pixels_key, vae_key)
+            WHERE CASE WHEN rows.status = 'failed' THEN needs.pixels_key IS NOT NULL
+                       ELSE rows.shard NOT IN (SELECT shard FROM gone) END
+            """,
+            rows=rows,
+            needs=needs,
+            gone=gone,
+        )
+
+    # What others appended since `before` stays as it is; what gc moved is in fragments of its own.
+    workspace.latents.merge(before.current, keep)
+
+
+def _planned(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
+    """The summary of a dry run."""
+    summary = _summary(workspace, plan, grace_seconds)
+    if any(summary.counts.values()):
+        summary.notes.append("Nothing was changed: `omnigen-pipe gc --yes` does it.")
+    return summary
+
+
+def _collected(workspace: Workspace, plan: Plan, packed: Packed, grace_seconds: float) -> Summary:
+    """Delete what may go, and say what was done."""
+    summary = _summary(workspace, plan, grace_seconds)
+    delete(workspace, grace_seconds)
+    summary.changed = any(summary.counts.values())
+    summary.details["bytes_written"] = packed.bytes_written
+    if packed.faults:
+        summary.failed = True
+        summary.details["faults"] = packed.faults
+        shard, fault = next(iter(packed.faults.items()))
+        summary.notes.append(
+            f"{len(packed.faults)} shards were left as they are. {shard}: {fault} Run "
+            "`omnigen-pipe verify --repair`, `omnigen-pipe encode-vae`, and gc again."
+        )
+    return summary
+
+
+def _summary(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
+    """What goes, by kind, before anything is deleted."""
+    shards, unfinished = orphans(workspace, grace_seconds), leftovers(workspace, grace_seconds)
+    given_up = plan.shards.filter(plan.shards["there"])
+    summary = Summary(
+        "gc",
+        changed=False,
+        counts={
+            "shards given up": plan.shards.num_rows,
+            "latents moved": plan.moves.num_rows,
+            "orphans deleted": len(shards.old),
+            "unfinished files deleted": len(unfinished.old),
+            "bytes freed": shards.old_bytes() + unfinished.old_bytes(),
+        },
+        details={
+            "shards": plan.shards.to_pylist(),
+            "bytes_given_up": _total(given_up),
+            "bytes_moved": _total(plan.moves),
+            "bytes_waiting": shards.young_bytes(),
+        },
+    )
+    hours = f"{grace_seconds / 3600:g} hours"
+    if given_up.num_rows:
+        summary.notes.append(
+            f"{_total(given_up):,} bytes of shards are given up, and {_total(plan.moves):,} bytes "
+            f"in them move to new ones. The old ones can be deleted by a gc {hours} later, so "
+            "that whoever looked them up before still finds them."
+        )
+    if shards.young:
+        summary.notes.append(
+            f"{len(shards.young):,} shards ({shards.young_bytes():,} bytes) that the log does not "
+            f"name, or no longer names, wait until they are {hours} old."
+        )
+    return summary
+
+
+def _total(rows: pa.Table) -> int:
+    """The bytes of `rows` together."""
+    return sum(rows["nbytes"].to_pylist())
