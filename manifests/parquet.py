@@ -79,22 +79,24 @@ def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:
     """
     try:
         raw = pq.read_schema(path).metadata or {}
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, UnicodeDecodeError):
         return None
     except OSError as error:
         if error.errno is not None:
             raise
         return None  # Arrow's word for a footer that makes no sense
-    found = {
-        name.decode().removeprefix(_PREFIX): value.decode()
-        for name, value in raw.items()
-        if name.startswith(_PREFIX.encode())
-    }
-    if "schema_version" not in found:
-        return None
-    if int(found["schema_version"]) > SCHEMA_VERSION:
+    try:
+        found = {
+            name.decode().removeprefix(_PREFIX): value.decode()
+            for name, value in raw.items()
+            if name.startswith(_PREFIX.encode())
+        }
+        schema_version = int(found["schema_version"])
+    except (KeyError, ValueError):
+        return None  # foreign, or our words with flipped bits
+    if schema_version > SCHEMA_VERSION:
         raise ManifestError(
-            f"{path} has schema version {found['schema_version']}, and this omnigen-pipe "
+            f"{path} has schema version {schema_version}, and this omnigen-pipe "
             f"({tool_version()}) reads up to {SCHEMA_VERSION}. Upgrade omnigen-pipe to at least "
             f"{found.get('tool_version', 'the version that wrote it')}."
         )
@@ -125,7 +127,7 @@ def damage(path: Path) -> str | None:
     """
     try:
         pq.read_table(path, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         return str(error).splitlines()[0]
     return None
 

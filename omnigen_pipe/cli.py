@@ -416,6 +416,32 @@ def run(
     _leave(_run_stages(opened, progress, device, as_json), strict)
 
 
+@app.command(
+    epilog="Examples:  \n"
+    "`omnigen-pipe verify`  \n"
+    "`omnigen-pipe verify --quick`  \n"
+    "`omnigen-pipe verify --repair`, then `omnigen-pipe encode-vae`"
+)
+def verify(
+    workspace: WorkspaceOption = HERE,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Compare the sizes of shards only; read nothing.")
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Mark damaged latents, so that encode-vae makes them again."),
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check every shard and manifest against what was written; status 1 where one is damaged."""
+    import omnigen_pipe.maintenance.verify
+
+    opened, progress = _open(workspace, quiet)
+    summary = omnigen_pipe.maintenance.verify.run(opened, progress, quick=quick, repair=repair)
+    _report(summary, as_json, strict=False)
+
+
 @app.command(epilog="Examples:  \n`omnigen-pipe demo`  \n`omnigen-pipe demo -w /tmp/demo`")
 def demo(
     workspace: Annotated[

@@ -12,8 +12,9 @@ class Summary:
 
     `counts` are numbers a person reads in one line; `left_out` counts items per reason;
     `notes` are whole sentences that must not be missed; `tables` are printed as they are;
-    `details` appear in the JSON only. `failed` makes the exit status 1, a `signal` that ended
-    the work early makes it 128 + its number, and anything left out makes it 3 under `--strict`.
+    `details` appear in the JSON only; `unchanged` is said where nothing changed. `failed` makes
+    the exit status 1, a `signal` that ended the work early makes it 128 + its number, and anything
+    left out makes it 3 under `--strict`.
     """
 
     stage: str
@@ -25,6 +26,7 @@ class Summary:
     details: dict[str, Any] = field(default_factory=dict)
     failed: bool = False
     signal: int | None = None
+    unchanged: str = "up to date"
 
     def as_json(self) -> dict[str, Any]:
         """A machine-readable form: everything but the tables."""
@@ -46,7 +48,7 @@ def show(summary: Summary) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     counts = ", ".join(f"{number:,} {name}" for name, number in summary.counts.items())
-    state = "" if summary.changed else " (up to date)"
+    state = "" if summary.changed or not summary.unchanged else f" ({summary.unchanged})"
     console.print(f"{summary.stage}: {counts or 'nothing to do'}{state}", markup=False)
     for table in summary.tables:
         console.print(table)

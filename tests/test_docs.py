@@ -37,7 +37,9 @@ def test_every_command_and_option_has_a_help_text_and_an_example(name: str) -> N
         assert parameter.help, f"{name} {parameter.name}"
 
 
-@pytest.mark.parametrize("name", ["discover", "bucket", "encode-vae", "tokenize", "train", "init"])
+@pytest.mark.parametrize(
+    "name", ["discover", "bucket", "encode-vae", "tokenize", "train", "init", "verify"]
+)
 def test_every_stage_has_a_page(name: str) -> None:
     assert f"omnigen-pipe {name}" in (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 

@@ -100,8 +100,8 @@ def _mapped(handle: IO[bytes]) -> mmap.mmap:
 def _damaged(path: Path, offset: int) -> str:
     return (
         f"The latent at byte {offset} of {path} is not what was written: its checksum or length "
-        f"differs. Remove that file and run `omnigen-pipe encode-vae`, which encodes its latents "
-        "again; and check the disk."
+        "differs. Run `omnigen-pipe verify --repair`, which marks what is damaged, then "
+        "`omnigen-pipe encode-vae`, which makes it again; and check the disk."
     )
 
 

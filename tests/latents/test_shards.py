@@ -284,7 +284,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     flipped[row["offset"] + 7] ^= 1
     for bad in (bytes(flipped), good[: row["offset"] + 10], good[:100], b""):
         path.write_bytes(bad)
-        with pytest.raises(DamagedLatentError, match=r"Remove that file and run .*encode-vae"):
+        with pytest.raises(
+            DamagedLatentError, match=r"verify --repair`.*encode-vae`.*check the disk"
+        ):
             read(place, row)
     path.write_bytes(good)
     for wrong in ({"shape": [8, 5, 6]}, {"dtype": "float32"}, {"dtype": "object"}):
