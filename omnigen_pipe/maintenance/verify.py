@@ -40,6 +40,9 @@ _NAMED = 5
 
 _GIBIBYTE = 2**30
 
+#: So many bytes of manifest files are compared at once; in memory they are a few times larger.
+_BATCH_NBYTES = 32 * 2**20
+
 #: The problem of rows that no repair can mend: the stages refuse a log that has them.
 ELSEWHERE = "its shard does not lie in the workspace's latents/"
 
@@ -137,26 +140,53 @@ def _check_manifests(workspace: Workspace, progress: Progress) -> _Manifests:
             elif manifest:
                 good.setdefault(manifest.name, (manifest, []))[1].append(path)
     for manifest, paths in good.values():
-        for path, problem in _unanswered(manifest, paths).items():
-            found.damaged[path] = (manifest, problem)
+        for batch in _batches(paths):
+            for path, problem in _misread(manifest, batch).items():
+                found.damaged[path] = (manifest, problem)
     found.damaged = {path: fault for path, fault in found.damaged.items() if path.exists()}
     return found
 
 
-def _unanswered(manifest: Manifest, paths: list[Path]) -> dict[Path, str]:
-    """Those of `paths` that a query over all their rows fails at, with its words.
+def _batches(paths: list[Path]) -> Iterator[list[Path]]:
+    """`paths` in order, cut where more than a few mebibytes would be held in memory at once."""
+    batch: list[Path] = []
+    nbytes = 0
+    for path in paths:
+        size = path.stat().st_size if path.exists() else 0
+        if batch and nbytes + size > _BATCH_NBYTES:
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(path)
+        nbytes += size
+    if batch:
+        yield batch
 
-    DuckDB minds other bytes than Arrow does, and it is what the stages read with. All files are
-    asked at once, and by halves only where that fails: a query costs more than a file.
+
+def _misread(manifest: Manifest, paths: list[Path]) -> dict[Path, str]:
+    """Those of `paths` that DuckDB cannot read, or reads other rows from than Arrow does.
+
+    Headers and statistics have no checksums, and DuckDB, which the stages read with, believes
+    others of them than Arrow does. All files are asked about at once, and by halves only where
+    that fails: a query costs more than a file.
     """
     try:
-        query("SELECT bit_xor(hash(rows)) FROM rows", rows=Source(manifest, lambda: paths))
-    except (duckdb.Error, ManifestError, UnicodeDecodeError) as error:
-        if len(paths) == 1:
-            return {paths[0]: str(error).splitlines()[0]}
-        half = len(paths) // 2
-        return {**_unanswered(manifest, paths[:half]), **_unanswered(manifest, paths[half:])}
-    return {}
+        equal = query(
+            """
+            SELECT (SELECT sum(hash(asked)) FROM asked)
+                   IS NOT DISTINCT FROM (SELECT sum(hash(stored)) FROM stored) AS equal
+            """,
+            asked=Source(manifest, lambda: paths),
+            stored=pa.concat_tables([parquet.read(path, manifest) for path in paths]),
+        )["equal"][0].as_py()
+        problem = "" if equal else "its statistics do not fit its rows"
+    except (duckdb.Error, pa.ArrowException, ManifestError, OSError, UnicodeDecodeError) as error:
+        problem = str(error).splitlines()[0]
+    if not problem:
+        return {}
+    if len(paths) == 1:
+        return {paths[0]: problem}
+    half = len(paths) // 2
+    return {**_misread(manifest, paths[:half]), **_misread(manifest, paths[half:])}
 
 
 def _manifest_files(workspace: Workspace) -> Iterator[tuple[Path, Manifest | None]]:

@@ -342,7 +342,7 @@ def test_a_flipped_bit_of_a_fragment_is_named_or_harmless(place: Workspace) -> N
 
 @pytest.mark.slow
 def test_many_flipped_bits_of_a_fragment_are_named_or_harmless(place: Workspace) -> None:
-    _flip_a_fragment(place, 1000)
+    _flip_a_fragment(place, 100)
 
 
 def test_a_damaged_snapshot_is_named_with_its_stage(place: Workspace) -> None:
