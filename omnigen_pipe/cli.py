@@ -494,6 +494,48 @@ def inspect(
 
 @app.command(
     epilog="Examples:  \n"
+    "`omnigen-pipe status`  \n"
+    "`omnigen-pipe status --quick --json`  \n"
+    "`omnigen-pipe status --sample cats/tabby.jpg`"
+)
+def status(
+    workspace: WorkspaceOption = HERE,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Explain one sample, from file to batch: a sample_id or its beginning, or a path.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Do not look into image folders: trust images.parquet."),
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Say what is current, missing, failed and unused, why, and what a run would do."""
+    import omnigen_pipe.maintenance.status as standing
+
+    opened, progress = _open(workspace, quiet)
+    if sample is not None:
+        from omnigen_pipe.maintenance import explanation
+
+        explained = explanation.explain(opened, sample)
+        if as_json:
+            print(json.dumps(explained, indent=2))
+        else:
+            explanation.show(explained)
+        return
+    found = standing.run(opened, progress, quick=quick)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        standing.show(found)
+
+
+@app.command(
+    epilog="Examples:  \n"
     "`omnigen-pipe gc`  \n"
     "`omnigen-pipe gc --yes`  \n"
     "`omnigen-pipe gc --yes --grace-hours 0`"

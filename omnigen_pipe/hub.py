@@ -66,3 +66,22 @@ def fetch(
             "Check the name, the network (HF_ENDPOINT for a mirror) and, for gated or private "
             "repositories, the login (`hf auth login`)."
         ) from error
+
+
+def cached(
+    repository: str, kind: Literal["model", "dataset"], revision: str | None, patterns: list[str]
+) -> Path | None:
+    """The snapshot of `repository` in the cache, as it is; None where there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repository,
+            repo_type=kind,
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=True,
+        )
+    except errors():
+        return None
+    return Path(folder)

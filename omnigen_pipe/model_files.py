@@ -21,21 +21,36 @@ def model_part(workspace: Workspace, part: str) -> Path:
     Downloads from the hub what is not in its cache (huggingface_hub's HF_ENDPOINT, HF_HOME and
     login are respected). Raises `UsageError` where the folder or repository is not usable.
     """
+    found = _model_part(workspace, part, download=True)
+    assert found is not None  # only without a download
+    return found
+
+
+def local_model_part(workspace: Workspace, part: str) -> Path | None:
+    """The same without a download: None where it would have to be fetched first."""
+    return _model_part(workspace, part, download=False)
+
+
+def _model_part(workspace: Workspace, part: str, download: bool) -> Path | None:
     model = workspace.config.model
     if part == "vae" and model.pretrained_vae_model_name_or_path is not None:
-        folder = _resolve(workspace, model.pretrained_vae_model_name_or_path, None, None)
-        return folder / "vae" if (folder / "vae").is_dir() else folder
+        vae = _resolve(workspace, model.pretrained_vae_model_name_or_path, None, None, download)
+        return vae / "vae" if vae is not None and (vae / "vae").is_dir() else vae
     name = model.pretrained_model_name_or_path
-    folder = _resolve(workspace, name, model.revision, part)
-    if not (folder / part).is_dir():
+    folder = _resolve(workspace, name, model.revision, part, download)
+    if folder is not None and not (folder / part).is_dir():
+        if not download and not workspace.path(name).is_dir():
+            return None  # the cache holds other parts only
         raise UsageError(
             f"{name} has no folder `{part}/`. pretrained_model_name_or_path must name an OmniGen "
             "in diffusers' layout, with transformer/, vae/, tokenizer/ and scheduler/."
         )
-    return folder / part
+    return folder / part if folder is not None else None
 
 
-def _resolve(workspace: Workspace, name: str, revision: str | None, part: str | None) -> Path:
+def _resolve(
+    workspace: Workspace, name: str, revision: str | None, part: str | None, download: bool
+) -> Path | None:
     """The local folder of `name`, downloaded (only `part`, if given) where it is a hub id."""
     local = workspace.path(name)
     if local.is_dir():
@@ -45,5 +60,7 @@ def _resolve(workspace: Workspace, name: str, revision: str | None, part: str | 
     patterns = [f"{part}/{p}" if part else p for p in _PATTERNS]
     if part is None:
         patterns += [f"vae/{p}" for p in _PATTERNS]
+    if not download:
+        return hub.cached(name, "model", revision, patterns)
     what = f"`{name}` is not a folder ({local}), and the model of that name"
     return hub.fetch(name, "model", revision, patterns, what=what)

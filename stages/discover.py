@@ -60,7 +60,7 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
         found[dataset.id] = _find(workspace, dataset, before.get(dataset.id, {}), allow_shrink)
 
     entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
-    readings = known_readings(entries, workspace.files.read())
+    readings = known_readings(entries, workspace.files.source())
     with progress.task("discover", _unread(entries, readings)) as advance, stop_on_signal() as stop:
         opened, logged = read_missing(
             entries,

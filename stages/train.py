@@ -55,7 +55,7 @@ def run(
     summary.notes += notes
     frozen = FrozenSamples.open(this.samples)
     summary.left_out = frozen.left_out()
-    total = _total_steps(workspace, frozen)
+    total = frozen.total_steps(config)
     summary.details = {"run": str(this.folder), "total_steps": total}
     if checkpoint is None or checkpoint.position.step < total:
         return _train(workspace, progress, device, this, frozen, lokr, checkpoint, summary)
@@ -72,12 +72,6 @@ def check(workspace: Workspace) -> LokrConfig:
         raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
     path = config.lycoris_config
     return read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
-
-
-def _total_steps(workspace: Workspace, frozen: FrozenSamples) -> int:
-    config = workspace.config.train
-    epochs = config.num_train_epochs * frozen.steps_per_epoch(config)
-    return min(end for end in (config.max_train_steps, epochs) if end > 0)
 
 
 def _join(workspace: Workspace) -> tuple[Join, dict[str, str]]:

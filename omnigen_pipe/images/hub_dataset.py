@@ -77,6 +77,12 @@ def hub_root(dataset: DatasetConfig, refresh: bool) -> Path:
     return root
 
 
+def is_cached(dataset: DatasetConfig) -> bool:
+    """Whether the cache holds anything of the repository of `dataset`."""
+    repository, revision, folder = _parts(dataset)
+    return hub.cached(repository, "dataset", revision, _patterns(dataset, folder)) is not None
+
+
 def why_no_images(dataset: DatasetConfig) -> str:
     """A sentence for a repository in which no picture was found, with what it holds instead."""
     from huggingface_hub import HfApi

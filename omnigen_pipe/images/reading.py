@@ -13,7 +13,7 @@ from contextlib import closing
 import pyarrow as pa
 
 from manifests.log import Log
-from manifests.query import fingerprint, query
+from manifests.query import Source, fingerprint, query
 from manifests.views import current_files
 from omnigen_pipe.images.candidates import Candidate
 from omnigen_pipe.images.probe import Facts, Reading, read_files
@@ -23,7 +23,7 @@ from omnigen_pipe.mtimes import RACY_NS
 Entry = tuple[str, Candidate]
 
 
-def known_readings(entries: Sequence[Entry], files: pa.Table) -> list[Reading | None]:
+def known_readings(entries: Sequence[Entry], files: pa.Table | Source) -> list[Reading | None]:
     """For each entry what the `files` log says of it; None where nothing, or too little.
 
     None, too, for a candidate with a reason: it is not to be opened at all.

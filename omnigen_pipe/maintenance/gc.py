@@ -18,9 +18,12 @@ from manifests.lock import maintenance_lock
 from manifests.log import GRACE_SECONDS, Listing
 from manifests.query import Source, query
 from manifests.views import current_latents
+from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.packing import Packed, pack
+from omnigen_pipe.latents.vae import vae_key
 from omnigen_pipe.maintenance.needs import needed_latents
 from omnigen_pipe.maintenance.rubbish import delete, leftovers, orphans
+from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
@@ -58,7 +61,7 @@ def run(
     Raises `PipeError` where it is not known what is needed, or the needs change meanwhile.
     """
     if not yes:
-        plan = _plan(workspace, workspace.latents.listing(), needed_latents(workspace), live_share)
+        plan = _plan(workspace, workspace.latents.listing(), _needs(workspace), live_share)
         return _planned(workspace, plan, grace_seconds)
     with maintenance_lock(workspace.maintenance_lock) as held:
         if not held:
@@ -73,19 +76,25 @@ def _collect(
     workspace: Workspace, progress: Progress, grace_seconds: float, live_share: float
 ) -> Summary:
     before = workspace.latents.listing()
-    needs = needed_latents(workspace)
+    needs = _needs(workspace)
     plan = _plan(workspace, before, needs, live_share)
     with progress.task("gc: bytes moved", _total(plan.moves)) as advance:
         packed = pack(plan.moves, workspace, workspace.latents.inputs(), advance)
     if plan.shards.num_rows:
         # Whatever came into use while latents moved must not go.
-        if not needed_latents(workspace).equals(needs):
+        if not _needs(workspace).equals(needs):
             raise PipeError(
                 "What is needed changed while gc was at work, and nothing was removed. Run it "
                 "again when no other command changes samples.parquet or starts a run."
             )
         _commit(workspace, before, plan, packed, needs)
     return _collected(workspace, plan, packed, grace_seconds)
+
+
+def _needs(workspace: Workspace) -> pa.Table:
+    """What is needed now; raises `PipeError` where samples.parquet does not say."""
+    vae = vae_key(workspace, model_part(workspace, "vae"))
+    return needed_latents(workspace, current_samples(workspace), vae)
 
 
 def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: float) -> Plan:
@@ -100,7 +109,10 @@ def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: f
     missed = query(
         """
         SELECT DISTINCT shard FROM latents SEMI JOIN needs USING (pixels_key, vae_key)
-        ANTI JOIN live USING (pixels_key, vae_key) WHERE status = 'ok'
+        ANTI JOIN live USING (pixels_key, vae_key)
+        ANTI JOIN (SELECT shard, "offset" FROM latents WHERE status = 'damaged')
+            USING (shard, "offset")
+        WHERE status = 'ok'
         """,
         latents=latents,
         needs=needs,

@@ -6,24 +6,21 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from manifests.query import query
-from omnigen_pipe.images.samples import current_samples
-from omnigen_pipe.latents.vae import vae_key
-from omnigen_pipe.model_files import model_part
+from manifests.query import Source, query
 from omnigen_pipe.training import frozen
 from omnigen_pipe.workspace import Workspace
 
 
-def needed_latents(workspace: Workspace) -> pa.Table:
+def needed_latents(workspace: Workspace, samples: pa.Table | Source, vae_key: str) -> pa.Table:
     """`pixels_key` and `vae_key` of every latent that is needed, each once, in order.
 
-    Raises `PipeError` where samples.parquet is missing or stale, since then nobody knows what
-    the configuration wants, and `ManifestError` for a run whose frozen samples are damaged.
+    That is what `samples` want of the VAE `vae_key`, and what the runs have frozen. Raises
+    `ManifestError` for a run whose frozen samples are damaged.
     """
     wanted = query(
         "SELECT DISTINCT pixels_key, ?::VARCHAR AS vae_key FROM samples WHERE status = 'ok'",
-        vae_key(workspace, model_part(workspace, "vae")),
-        samples=current_samples(workspace),
+        vae_key,
+        samples=samples,
     )
     runs = [_of_run(path) for path in sorted(workspace.root.glob("runs/*/samples.arrow"))]
     return query(

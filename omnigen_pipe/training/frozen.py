@@ -181,6 +181,11 @@ class FrozenSamples:
             self.buckets, self.repeats, config.train_batch_size, config.gradient_accumulation_steps
         )
 
+    def total_steps(self, config: TrainConfig) -> int:
+        """Optimizer steps of the whole run: the earlier of its two ends."""
+        epochs = config.num_train_epochs * self.steps_per_epoch(config)
+        return min(end for end in (config.max_train_steps, epochs) if end > 0)
+
     def left_out(self) -> dict[str, int]:
         """How many samples the run was frozen without, by reason."""
         return {str(k): int(v) for k, v in json.loads(self.metadata.get("left_out", "{}")).items()}

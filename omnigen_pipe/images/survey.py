@@ -1,0 +1,94 @@
+"""A survey: what discover would find now, as far as that is known without opening pictures.
+
+Nothing is written and nothing downloaded. Changed caption files are read, since their text
+decides what follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from manifests.errors import UsageError
+from manifests.query import Source, query
+from omnigen_pipe.config import DatasetConfig
+from omnigen_pipe.images.catalogue import image_rows, known_captions, options_fingerprint
+from omnigen_pipe.images.hub_dataset import is_cached
+from omnigen_pipe.images.reading import known_readings
+from omnigen_pipe.images.sources import Found, dataset_root, find
+from omnigen_pipe.workspace import Workspace
+
+
+@dataclass
+class Survey:
+    """Rows of images as discover would write them, without the files that it would open.
+
+    `unread` counts these, `unread_bytes` is their size, and `unread_known` how many of them
+    images.parquet knows under the same name. `looked` is false where only images.parquet was
+    asked.
+    """
+
+    images: pa.Table | Source
+    looked: bool
+    unread: int = 0
+    unread_bytes: int = 0
+    unread_known: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def survey(workspace: Workspace) -> Survey:
+    """Look at the files of every dataset."""
+    datasets = sorted(workspace.config.datasets, key=lambda dataset: dataset.id)
+    notes: list[str] = []
+    found = {dataset.id: _find(workspace, dataset, notes) for dataset in datasets}
+    entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
+    readings = known_readings(entries, workspace.files.source())
+    known = known_captions(workspace.images, options_fingerprint(datasets))
+    tables = [workspace.images.manifest.empty()]
+    unread = []
+    start = 0
+    for dataset in datasets:
+        this = found[dataset.id]
+        pairs = list(
+            zip(this.candidates, readings[start : start + len(this.candidates)], strict=True)
+        )
+        start += len(pairs)
+        ready = [(c, r) for c, r in pairs if r is not None or c.reason is not None]
+        unread += [(dataset.id, c) for c, r in pairs if r is None and c.reason is None]
+        candidates, known_facts = [c for c, _ in ready], [r for _, r in ready]
+        tables.append(image_rows(dataset, this.root, candidates, known_facts, this.listing, known))
+    names = pa.table(
+        {
+            "dataset": pa.array([dataset for dataset, _ in unread], pa.string()),
+            "path": pa.array([candidate.path for _, candidate in unread], pa.string()),
+        }
+    )
+    both = query(
+        "SELECT count(*) AS n FROM names SEMI JOIN images USING (dataset, path)",
+        names=names,
+        images=workspace.images.source(),
+    )
+    return Survey(
+        pa.concat_tables(tables),
+        looked=True,
+        unread=len(unread),
+        unread_bytes=sum(candidate.size or 0 for _, candidate in unread),
+        unread_known=both["n"][0].as_py(),
+        notes=notes,
+    )
+
+
+def _find(workspace: Workspace, dataset: DatasetConfig, notes: list[str]) -> Found:
+    """The candidates of `dataset`; none, with a note, where its files are not within reach."""
+    nothing = Found(workspace.root, [])
+    if dataset.instance_data_dir.startswith("hf://") and not is_cached(dataset):
+        notes.append(f"dataset {dataset.id}: {dataset.instance_data_dir} is not fetched yet")
+        return nothing
+    try:
+        found = find(workspace, dataset, dataset_root(workspace, dataset))
+    except UsageError as error:
+        notes.append(str(error))
+        return nothing
+    notes += found.notes
+    return found

@@ -1,0 +1,320 @@
+"""How each stage stands: what is current, missing, failed and no longer used, and why.
+
+Each stage is judged by what it would find if those before it had run: `status` says what a whole
+run would do. Nothing is written, downloaded or encoded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from manifests.errors import ManifestError, PipeError, UsageError
+from manifests.query import Source, query
+from manifests.views import current_latents, current_prompts
+from omnigen_pipe import settings
+from omnigen_pipe.config import read_lycoris_config
+from omnigen_pipe.images.catalogue import changed_since_discover
+from omnigen_pipe.images.samples import (
+    changed_since_bucket,
+    make_samples,
+    samples_fingerprint,
+    wanted_images,
+)
+from omnigen_pipe.images.survey import Survey
+from omnigen_pipe.latents.vae import inputs_key, vae_inputs
+from omnigen_pipe.latents.wanted import known_latents, wanted_latents, with_status
+from omnigen_pipe.maintenance.needs import needed_latents
+from omnigen_pipe.model_files import local_model_part
+from omnigen_pipe.prompts import tokenizer as tokenizers
+from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts
+from omnigen_pipe.training.frozen import FrozenSamples
+from omnigen_pipe.training.run import Run, check_settings, frozen_settings
+from omnigen_pipe.workspace import Workspace
+
+#: Bytes that a latent takes in a shard beside its array: two headers, JSON, padding.
+_MEMBER_BYTES = 2048
+
+_BYTES_PER_VALUE = {"fp16": 2, "fp32": 4}
+
+
+@dataclass
+class Standing:
+    """One stage. `why` are phrases on what is missing or would change; `cost` is what a run
+    would do, in numbers. `unit` is what the counts count."""
+
+    stage: str
+    unit: str
+    current: int = 0
+    missing: int = 0
+    failed: int = 0
+    unused: int = 0
+    why: list[str] = field(default_factory=list)
+    cost: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return dict(vars(self))
+
+
+def of_discover(workspace: Workspace, survey: Survey) -> Standing:
+    """Files as they are now, against images.parquet."""
+    standing = Standing("discover", "files")
+    rows = query(
+        """
+        SELECT count(*) FILTER (today.path IS NULL) AS gone,
+               count(*) FILTER (old.path IS NULL) AS new,
+               count(*) FILTER (old.path = today.path AND (old.content_hash, old.size,
+                   old.mtime_ns) IS DISTINCT FROM (today.content_hash, today.size, today.mtime_ns))
+                   AS touched,
+               count(*) FILTER (old.path = today.path
+                   AND old.captions IS DISTINCT FROM today.captions) AS captions,
+               count(*) FILTER (old IS NOT DISTINCT FROM today) AS same,
+               count(*) FILTER (old.path = today.path AND old IS DISTINCT FROM today) AS changed,
+               count(*) FILTER (today.status = 'rejected') AS rejected
+        FROM images AS old FULL JOIN survey AS today USING (dataset, path)
+        """,
+        images=workspace.images.source(),
+        survey=survey.images,
+    ).to_pylist()[0]
+    new = survey.unread - survey.unread_known + rows["new"]
+    standing.current = rows["same"]
+    standing.failed = rows["rejected"]
+    standing.unused = rows["gone"] - survey.unread_known if survey.looked else 0
+    standing.missing = survey.unread + rows["new"] + rows["changed"]
+    reasons = {
+        "new": new,
+        "changed on disk": survey.unread_known + rows["touched"],
+        "with other captions": rows["captions"],
+    }
+    standing.why = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
+    if workspace.images.exists():
+        standing.why += changed_since_discover(workspace.images, workspace.config.datasets)
+    standing.cost = {"files to open": survey.unread, "bytes to read": survey.unread_bytes}
+    return standing
+
+
+def of_bucket(
+    workspace: Workspace, images: pa.Table | Source
+) -> tuple[Standing, pa.Table | Source]:
+    """Samples as they would be made of `images`, against samples.parquet; and these samples."""
+    standing = Standing("bucket", "samples")
+    standing.why = changed_since_bucket(workspace) if workspace.samples.exists() else []
+    wanted = wanted_images(images, workspace.config)
+    fingerprint = samples_fingerprint(wanted)
+    fresh = workspace.samples.metadata().get("fingerprint") == fingerprint
+    if not fresh and workspace.samples.exists():
+        standing.why.append("images or captions changed")
+    samples: pa.Table | Source = workspace.samples.source()
+    if not fresh or standing.why:
+        samples = make_samples(wanted, workspace.config)
+    rows = query(
+        f"""
+        SELECT count(*) FILTER (today.sample_id IS NULL) AS gone,
+               count(*) FILTER (today.sample_id IS NOT NULL
+                   AND old IS DISTINCT FROM today) AS wanted,
+               count(*) FILTER (old IS NOT DISTINCT FROM today) AS same,
+               count(*) FILTER (today.status <> 'ok') AS left_out
+        FROM (SELECT {_SAMPLE_COLUMNS} FROM manifest) AS old
+        FULL JOIN (SELECT {_SAMPLE_COLUMNS} FROM samples) AS today USING (sample_id)
+        """,
+        manifest=workspace.samples.source(),
+        samples=samples,
+    ).to_pylist()[0]
+    standing.current, standing.missing = rows["same"], rows["wanted"]
+    standing.failed, standing.unused = rows["left_out"], rows["gone"]
+    standing.cost = {"rows to write": rows["wanted"] + rows["same"] if rows["wanted"] else 0}
+    return standing, samples
+
+
+_SAMPLE_COLUMNS = (
+    "sample_id, dataset, split, path, content_hash, bucket, resize_width, resize_height, "
+    "crop_left, crop_top, pixels_key, captions, prompt_keys, repeats, status, reason"
+)
+
+
+def of_encode_vae(
+    workspace: Workspace, samples: pa.Table | Source, images: pa.Table | Source
+) -> Standing:
+    """Latents that `samples` want, against the log."""
+    standing = Standing("encode-vae", "latents")
+    wanted = wanted_latents(samples)
+    folder = local_model_part(workspace, "vae")
+    if folder is None:
+        standing.why.append("the VAE is not fetched yet: encode-vae does that first")
+        standing.missing = wanted.num_rows
+        return standing
+    inputs = vae_inputs(workspace, folder, remember=False)
+    key = inputs_key(inputs)
+    latents = with_status(wanted, known_latents(workspace, key))
+    counts = query("SELECT status, count(*) AS n FROM latents GROUP BY status", latents=latents)
+    by_status = {row["status"]: row["n"] for row in counts.to_pylist()}
+    standing.current, standing.failed = by_status.get("ok", 0), by_status.get("failed", 0)
+    standing.missing = by_status.get(None, 0)
+    standing.unused, unused_bytes = _unused_latents(workspace, samples, key, standing)
+    if standing.missing:
+        missing = query("SELECT * FROM latents WHERE status IS NULL", latents=latents)
+        standing.why += _why_missing(workspace, missing, key, inputs)
+        standing.cost = _encoding_cost(workspace, missing, images)
+    standing.cost |= {"bytes no longer used": unused_bytes}
+    return standing
+
+
+def _unused_latents(
+    workspace: Workspace, samples: pa.Table | Source, key: str, standing: Standing
+) -> tuple[int, int]:
+    """How many latents, of how many bytes, neither `samples` nor any run needs."""
+    try:
+        needs = needed_latents(workspace, samples, key)
+    except ManifestError as error:
+        standing.why.append(f"what is no longer used is not known: {error}")
+        return 0, 0
+    (row,) = query(
+        """
+        SELECT count(*) AS n, coalesce(sum(nbytes), 0)::BIGINT AS nbytes
+        FROM latents ANTI JOIN needs USING (pixels_key, vae_key) WHERE status = 'ok'
+        """,
+        latents=current_latents(workspace.latents.source(), workspace.root),
+        needs=needs,
+    ).to_pylist()
+    return row["n"], row["nbytes"]
+
+
+def _why_missing(
+    workspace: Workspace, missing: pa.Table, key: str, inputs: dict[str, str]
+) -> list[str]:
+    """Phrases that say, for all of `missing`, why the log has no latent that counts."""
+    rows = query(
+        """
+        WITH judged AS (
+            SELECT m.pixels_key,
+                   bool_or(l.vae_key = $1 AND l.status = 'ok') AS lost,
+                   max(l.vae_key) FILTER (l.vae_key <> $1 AND l.status = 'ok') AS other,
+                   any_value(m.content_hash) IN (
+                       SELECT content_hash FROM latents WHERE content_hash IS NOT NULL
+                   ) AS moved
+            FROM missing AS m LEFT JOIN latents AS l USING (pixels_key) GROUP BY m.pixels_key
+        )
+        SELECT CASE WHEN lost THEN 'lost' WHEN other IS NOT NULL THEN 'vae'
+                    WHEN moved THEN 'geometry' ELSE 'new' END AS kind,
+               CASE WHEN lost IS NOT TRUE THEN other END AS other, count(*) AS n
+        FROM judged GROUP BY ALL ORDER BY ALL
+        """,
+        key,
+        missing=missing.select(["pixels_key", "content_hash"]),
+        latents=workspace.latents.source(),
+    ).to_pylist()
+    known = workspace.latents.inputs()
+    last = json.loads(workspace.samples.metadata().get("changes", "[]"))
+    phrases = []
+    for row in rows:
+        number = f"{row['n']:,}"
+        if row["kind"] == "lost":
+            phrases.append(f"{number}: their shard is gone, cut short or damaged")
+        elif row["kind"] == "vae":
+            differs = settings.changes(known.get(row["other"], {}), inputs)
+            phrases.append(f"{number}: {settings.listed(differs)}")
+        elif row["kind"] == "geometry":
+            differs = changed_since_bucket(workspace) or last
+            because = f" ({settings.listed(differs)})" if differs else ""
+            phrases.append(f"{number}: images that have latents in another geometry{because}")
+        else:
+            phrases.append(f"{number}: images that have no latents yet")
+    return phrases
+
+
+def _encoding_cost(
+    workspace: Workspace, missing: pa.Table, images: pa.Table | Source
+) -> dict[str, int]:
+    (row,) = query(
+        """
+        WITH sides AS (
+            SELECT content_hash, split_part(bucket, 'x', 1)::BIGINT
+                   * split_part(bucket, 'x', 2)::BIGINT AS pixels FROM missing
+        ), sizes AS (SELECT content_hash, min(size) AS size FROM images GROUP BY content_hash)
+        SELECT count(*) AS latents, count(DISTINCT content_hash) AS images,
+               sum(pixels // 64 * 8 * $1 + $2)::BIGINT AS written,
+               (SELECT coalesce(sum(size), 0) FROM sizes SEMI JOIN missing USING (content_hash))
+                   ::BIGINT AS read
+        FROM sides
+        """,
+        _BYTES_PER_VALUE[workspace.config.vae.latent_dtype],
+        _MEMBER_BYTES,
+        missing=missing,
+        images=images,
+    ).to_pylist()
+    return {
+        "images to decode": row["images"],
+        "latents to encode": row["latents"],
+        "bytes to read": row["read"],
+        "bytes to write": row["written"],
+    }
+
+
+def of_tokenize(workspace: Workspace, samples: pa.Table | Source) -> Standing:
+    """Prompts that `samples` and the configuration want, against the log."""
+    standing = Standing("tokenize", "prompts")
+    wanted = wanted_prompts(workspace, samples)
+    folder = local_model_part(workspace, "tokenizer")
+    if folder is None:
+        standing.why.append("the tokenizer is not fetched yet: tokenize does that first")
+        standing.missing = wanted.num_rows
+        return standing
+    tokenizer = tokenizers.load(folder)
+    missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key))
+    (row,) = query(
+        """
+        SELECT count(*) AS n FROM known
+        WHERE (prompt_key, tokenizer_key) NOT IN (SELECT (prompt_key, $1) FROM wanted)
+        """,
+        tokenizer.key,
+        known=current_prompts(workspace.prompts.source()).select(["prompt_key", "tokenizer_key"]),
+        wanted=wanted.select(["prompt_key"]),
+    ).to_pylist()
+    standing.current = wanted.num_rows - missing.num_rows
+    standing.missing, standing.unused = missing.num_rows, row["n"]
+    standing.cost = {"prompts to tokenise": missing.num_rows}
+    rows = query(
+        """
+        SELECT other, count(*) AS n FROM (
+            SELECT m.prompt_key, max(p.tokenizer_key) AS other
+            FROM missing AS m LEFT JOIN prompts AS p USING (prompt_key) GROUP BY m.prompt_key
+        ) GROUP BY other ORDER BY other
+        """,
+        missing=missing.select(["prompt_key"]),
+        prompts=workspace.prompts.source(),
+    ).to_pylist()
+    known = workspace.prompts.inputs()
+    for row in rows:
+        differs = settings.changes(known.get(row["other"], {}), tokenizer.inputs)
+        because = settings.listed(differs) if row["other"] else "new or edited captions"
+        standing.why.append(f"{row['n']:,}: {because}")
+    return standing
+
+
+def of_train(workspace: Workspace) -> Standing:
+    """Steps of the configured run."""
+    config = workspace.config.train
+    standing = Standing("train", "steps")
+    run = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
+    path = config.lycoris_config
+    try:
+        lokr = read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
+        checkpoint, notes = run.resume_point("latest")
+        standing.why += notes
+        if not run.has_begun():
+            standing.missing = config.max_train_steps
+            standing.why.append(f"the run {run.name} has no checkpoint yet")
+            return standing
+        check_settings(run.name, run.settings(), frozen_settings(config, lokr))
+        total = FrozenSamples.open(run.samples).total_steps(config)
+    except (PipeError, UsageError) as error:
+        standing.why.append(f"train would stop: {error}")
+        return standing
+    standing.current = checkpoint.position.step if checkpoint else 0
+    standing.missing = max(0, total - standing.current)
+    standing.cost = {"steps to train": standing.missing}
+    return standing
