@@ -6,6 +6,10 @@ The command line prints the message of a `PipeError` without a traceback and exi
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 
 class PipeError(Exception):
     """Something went wrong that a user can act on. Exit status 1."""
@@ -17,6 +21,24 @@ class UsageError(PipeError):
     """The command line, configuration or workspace is wrong. Exit status 2."""
 
     exit_status = 2
+
+
+class WriteError(PipeError):
+    """A file of the workspace could not be written; what was published before stays as it was."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        # Arrow's own words name neither the file nor, first, the cause.
+        why = os.strerror(error.errno) if error.errno else str(error)
+        if error.filename not in (None, str(path)):
+            why += f" ({error.filename})"
+        super().__init__(
+            f"{path} could not be written: {why}. What was published before is valid. "
+            f"{_REMEDIES.get(error.errno or 0, 'Check the disk')}, and run the same command again."
+        )
+
+
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room")
+_REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give access")
 
 
 class ManifestError(PipeError):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ManifestError
-from manifests.publish import publish, staged
+from manifests.publish import publishing
 from manifests.schema import SCHEMA_VERSION, Manifest
 
 _PREFIX = "omnigen_pipe."
@@ -30,7 +30,8 @@ def write(table: pa.Table, manifest: Manifest, final: Path, staging: Path, **met
     """Publish `table` as the manifest file `final`, with `metadata` beside the standard keys.
 
     Extra columns are dropped and the rest cast to the manifest's schema; a missing column or a
-    value that does not fit raises `pyarrow.ArrowInvalid` or `KeyError`.
+    value that does not fit raises `pyarrow.ArrowInvalid` or `KeyError`; a disk that is full or
+    not writable, `WriteError`.
     """
     with writer(manifest, final, staging, **metadata) as add:
         add(table)
@@ -54,21 +55,16 @@ def writer(
         **metadata,
     }
     schema = manifest.schema.with_metadata({_PREFIX + k: v for k, v in entries.items()})
-    path = staged(staging, final)
-    try:
-        with pq.ParquetWriter(
-            path, schema, compression="zstd", write_page_checksum=True
-        ) as unfinished:
+    with (
+        publishing(staging, final) as path,
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as unfinished,
+    ):
 
-            def add(table: pa.Table) -> None:
-                fitting = table.select(manifest.schema.names).cast(manifest.schema)
-                unfinished.write_table(fitting.replace_schema_metadata(schema.metadata))
+        def add(table: pa.Table) -> None:
+            fitting = table.select(manifest.schema.names).cast(manifest.schema)
+            unfinished.write_table(fitting.replace_schema_metadata(schema.metadata))
 
-            yield add
-        publish(path, final)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        yield add
 
 
 def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:

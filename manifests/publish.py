@@ -12,9 +12,11 @@ import secrets
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from manifests.errors import UsageError
+from manifests.errors import UsageError, WriteError
 
 _RANDOM_BITS = 74
 _last_id = (0, 0)
@@ -94,3 +96,28 @@ def publish(staged_path: Path, final: Path) -> Path:
     os.rename(staged_path, final)
     fsync_folder(final.parent)
     return final
+
+
+@contextmanager
+def publishing(staging: Path, final: Path) -> Iterator[Path]:
+    """Yields a new name under `staging`; the file written there is then published as `final`.
+
+    Raises `WriteError` where the disk is full or not writable. After any exception nothing is
+    left in `staging`.
+    """
+    try:
+        path = staged(staging, final)
+        try:
+            yield path
+            publish(path, final)
+        except BaseException:
+            discard(path)
+            raise
+    except OSError as error:
+        raise WriteError(final, error) from error
+
+
+def discard(staged_path: Path) -> None:
+    """Remove an unfinished file, where that is possible: nobody reads what stays in `staging`."""
+    with suppress(OSError):
+        staged_path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import UsageError
-from manifests.publish import publish, staged
+from manifests.publish import publishing
 from omnigen_pipe.mtimes import RACY_NS
 from omnigen_pipe.workspace import Workspace
 
@@ -59,9 +59,9 @@ def weights_hashes(workspace: Workspace, files: list[Path], remember: bool = Tru
             remembered[str(file.resolve())] = [*identity, digest]
             learned = True
     if learned and remember:
-        path = staged(workspace.staging, remembered_in)
-        path.write_text(json.dumps(remembered, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        publish(path, remembered_in)
+        text = json.dumps(remembered, indent=1, sort_keys=True) + "\n"
+        with publishing(workspace.staging, remembered_in) as path:
+            path.write_text(text, encoding="utf-8")
     return hashes
 
 

@@ -14,6 +14,7 @@ import mmap
 import tarfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -23,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from manifests.errors import PipeError
-from manifests.publish import new_id, publish, staged
+from manifests.errors import PipeError, WriteError
+from manifests.publish import discard, new_id, publish, staged
 from manifests.schema import LATENTS
 from omnigen_pipe.workspace import Workspace
 
@@ -180,7 +181,7 @@ class ShardWriter:
     def add(self, pixels_key: str, bucket: str, moments: np.ndarray, facts: dict[str, Any]) -> None:
         """Append one sample: `moments` `[8, H/8, W/8]`, and `facts` for its JSON.
 
-        Raises `OSError` where the disk is full or not writable; shards published before stay
+        Raises `WriteError` where the disk is full or not writable; shards published before stay
         as they are.
         """
         if self._shard is not None and self._shard.bucket != bucket:
@@ -191,12 +192,12 @@ class ShardWriter:
         np.lib.format.write_array(npy, raw, version=(1, 0), allow_pickle=False)
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         self._broken = True  # until the sample is whole
+        shard = self._shard = self._shard or self._open(bucket)
         try:
-            shard = self._shard = self._shard or self._open(bucket)
             end = shard.member(pixels_key + MOMENTS_SUFFIX, npy.getvalue()) + npy.tell()
             shard.member(pixels_key + FACTS_SUFFIX, text.encode("utf-8"))
         except OSError as error:
-            raise self._explained(error) from error
+            raise WriteError(shard.final, error) from error
         shard.rows.append(
             {
                 "pixels_key": pixels_key,
@@ -241,29 +242,33 @@ class ShardWriter:
             return
         rows = list(self._failures)
         self._broken = True  # until all is published
-        try:
-            if shard is not None:
-                rows += self._publish_tar(shard)
-            self._workspace.latents.append(
-                self._as_table(rows), shard.id if shard else None, **self._metadata
-            )
-        except OSError as error:
-            raise self._explained(error) from error
+        if shard is not None:
+            rows += self._publish_tar(shard)
+        self._workspace.latents.append(
+            self._as_table(rows), shard.id if shard else None, **self._metadata
+        )
         self.bytes_written += shard.nbytes if shard else 0
         self._shard, self._failures, self._broken = None, [], False
 
     def _open(self, bucket: str) -> _Shard:
         shard_id = new_id()
         final = self._workspace.latents_folder / bucket / f"{shard_id}.tar"
-        path = staged(self._workspace.staging, final)
-        return _Shard(shard_id, bucket, path, final, path.open("xb"), self._clock())
+        try:
+            path = staged(self._workspace.staging, final)
+            handle = path.open("xb")
+        except OSError as error:
+            raise WriteError(final, error) from error
+        return _Shard(shard_id, bucket, path, final, handle, self._clock())
 
     def _publish_tar(self, shard: _Shard) -> list[dict[str, Any]]:
         """Finish and publish the tar; returns its rows, complete but for common columns."""
-        shard.write(bytes(2 * tarfile.BLOCKSIZE))
-        shard.write(bytes(-shard.nbytes % tarfile.RECORDSIZE))
-        shard.handle.close()
-        publish(shard.staged_path, shard.final)
+        try:
+            shard.write(bytes(2 * tarfile.BLOCKSIZE))
+            shard.write(bytes(-shard.nbytes % tarfile.RECORDSIZE))
+            shard.handle.close()
+            publish(shard.staged_path, shard.final)
+        except OSError as error:
+            raise WriteError(shard.final, error) from error
         whole = {
             "shard": shard.final.relative_to(self._workspace.root).as_posix(),
             "shard_nbytes": shard.nbytes,
@@ -278,14 +283,8 @@ class ShardWriter:
     def _discard(self) -> None:
         """Remove the open shard, which is not whole, from `staging/`."""
         if self._shard is not None:
-            self._shard.handle.close()
-            self._shard.staged_path.unlink(missing_ok=True)
+            # What it had no room for before, it has no room for when it is closed.
+            with suppress(OSError):
+                self._shard.handle.close()
+            discard(self._shard.staged_path)
             self._shard = None
-
-    def _explained(self, error: OSError) -> OSError:
-        """`error` with what it means for the workspace."""
-        message = (
-            f"A shard could not be written: {error.strerror or error}. What was published before "
-            "is valid; make room or give access, and run `omnigen-pipe encode-vae` again"
-        )
-        return OSError(error.errno, message, str(error.filename or self._workspace.staging))
