@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import manifests.log
 from manifests import parquet, schema
-from manifests.errors import ManifestError
-from manifests.log import Log
+from manifests.errors import ManifestError, WriteError
+from manifests.lock import maintenance_lock
+from manifests.log import Log, merge_if_crowded
 from manifests.query import query
 
 
@@ -104,7 +116,6 @@ def test_foreign_and_torn_files_are_ignored(tmp_path: Path) -> None:
     (some.folder / "notes.txt").write_text("hello")
     assert some.fragments() == [good]
     assert keys_in(some) == ["a"]
-    assert list(some.staging.iterdir()) == []
 
 
 def written_by(path: Path, version: str, table: pa.Table, manifest: str = "prompts") -> None:
@@ -145,7 +156,6 @@ def test_extra_columns_are_not_written_and_missing_ones_refused(tmp_path: Path) 
     with pytest.raises(KeyError):
         some.append(prompts("b").drop_columns(["text"]))
     assert keys_in(some) == ["a"]
-    assert list(some.staging.iterdir()) == []
 
 
 def test_a_failed_write_leaves_no_fragment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +164,177 @@ def test_a_failed_write_leaves_no_fragment(tmp_path: Path, monkeypatch: pytest.M
 
     def full(writer: pq.ParquetWriter, table: pa.Table) -> None:
         raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(WriteError, match="No space"):
+        some.append(prompts("b"))
+    assert keys_in(some) == ["a"]
+    assert list(some.staging.iterdir()) == []
+
+
+def test_merging_changes_no_view_and_old_fragments_go_after_the_grace(tmp_path: Path) -> None:
+    some = log(tmp_path)
+    for number in range(7):
+        some.append(prompts(f"k{number}", "twice"), inputs=json.dumps({f"t{number}": {"n": "1"}}))
+    rows, inputs = sorted(some.read()["prompt_key"].to_pylist()), some.inputs()
+    old = some.fragments()
+    merged = some.merge_small()
+    assert some.fragments() == [merged]
+    assert sorted(some.read()["prompt_key"].to_pylist()) == rows
+    assert some.inputs() == inputs
+    assert all(path.exists() for path in old), "a listing under way may still name them"
+    assert some.merge_small() is None, "one fragment is not merged with itself"
+    assert some.sweep() == []
+    assert sorted(some.sweep(grace_seconds=0)) == sorted(old)
+    assert some.fragments() == [merged]
+    assert sorted(some.read()["prompt_key"].to_pylist()) == rows
+
+
+@given(st.lists(st.sampled_from(["append", "merge", "sweep", "sweep half"]), max_size=14))
+@settings(max_examples=60, deadline=None)
+def test_no_row_is_lost_doubled_or_raised_from_the_dead(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+) -> None:
+    """Whatever the order of appends, merges and sweeps, and where a sweep was killed."""
+    some = log(tmp_path_factory.mktemp("w"))
+    random = Random(len(steps))
+    expected: list[str] = []
+    for number, step in enumerate(steps):
+        if step == "append":
+            expected.append(f"k{number:02d}")
+            some.append(prompts(expected[-1]))
+        elif step == "merge":
+            some.merge_small()
+        elif step == "sweep":
+            some.sweep(grace_seconds=0)
+        elif replaced := some.listing().replaced:
+            random.choice(replaced).path.unlink()
+        assert keys_in(some) == expected
+
+
+def test_a_merge_may_drop_rows(tmp_path: Path) -> None:
+    some = log(tmp_path)
+    for key in "abc":
+        some.append(prompts(key))
+    some.merge(some.listing().current, keep=lambda t: t.filter(pc.not_equal(t["prompt_key"], "b")))
+    assert keys_in(some) == ["a", "c"]
+
+
+def test_large_fragments_are_left_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = log(tmp_path)
+    large = some.append(prompts("a", "b", "c"))
+    some.append(prompts("d"))
+    some.append(prompts("e"))
+    monkeypatch.setattr(manifests.log, "LARGE_ROWS", 3)
+    merged = some.merge_small()
+    assert some.fragments() == [large, merged]
+    assert keys_in(some) == list("abcde")
+
+
+def test_a_crowded_log_is_merged_and_another_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifests.log, "MERGE_AT", 3)
+    some, lock = log(tmp_path), tmp_path / "manifests" / "maintenance.lock"
+    for key in "abc":
+        some.append(prompts(key))
+    assert merge_if_crowded(some, lock) is None
+    some.append(prompts("d"))
+    with maintenance_lock(lock) as held:
+        assert held
+        assert merge_if_crowded(some, lock) is None, "somebody else is at it"
+    assert len(some.fragments()) == 4
+    assert merge_if_crowded(some, lock) is not None
+    assert len(some.fragments()) == 1
+    assert merge_if_crowded(some, lock) is None, "what waits for the sweep does not count"
+    assert keys_in(some) == list("abcd")
+
+
+_APPENDER = """
+import sys
+from pathlib import Path
+import manifests.log
+from test_log import log, prompts
+some = log(Path(sys.argv[1]))
+for number in range(int(sys.argv[2])):
+    some.append(prompts(f"{sys.argv[3]}-{number:04d}"))
+    print(number, flush=True)
+"""
+
+_MERGER = """
+import sys
+from pathlib import Path
+import manifests.log
+from manifests.lock import maintenance_lock
+from test_log import log
+some = log(Path(sys.argv[1]))
+while True:
+    with maintenance_lock(Path(sys.argv[1]) / "lock") as held:
+        if held:
+            some.merge_small()
+            # A day, as it were: this is how old a listing can be at the most.
+            some.sweep(grace_seconds=2.0)
+"""
+
+
+def _python(source: str, *arguments: str) -> subprocess.Popen[str]:
+    here = Path(__file__).resolve().parent
+    search = os.pathsep.join([str(here), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", source, *arguments],
+        env=os.environ | {"PYTHONPATH": search},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_every_listing_is_complete_while_others_append_and_merge(tmp_path: Path) -> None:
+    """Thousands of listings beside two writers and two merging processes, all real."""
+    some = log(tmp_path)
+    number = 120
+    mergers = [_python(_MERGER, str(tmp_path)) for _ in range(2)]
+    writers = [_python(_APPENDER, str(tmp_path), str(number), name) for name in "xy"]
+    published: dict[str, int] = {}
+
+    def follow(name: str, writer: subprocess.Popen[str]) -> None:
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            published[name] = int(line)
+
+    followers = [
+        threading.Thread(target=follow, args=(name, writer))
+        for name, writer in zip("xy", writers, strict=True)
+    ]
+    for follower in followers:
+        follower.start()
+    listings, most = 0, 0
+    try:
+        while any(follower.is_alive() for follower in followers) or listings < 2000:
+            sure = {f"{name}-{n:04d}" for name, last in published.items() for n in range(last + 1)}
+            began = time.monotonic()
+            found = some.listing()
+            listings += 1
+            most = max(most, len(found.replaced))
+            if listings % 20 == 0:
+                keys = query("SELECT prompt_key FROM t", t=some.source())["prompt_key"].to_pylist()
+                assert len(keys) == len(set(keys)), "a row counted twice"
+                assert sure <= set(keys)
+            else:
+                try:
+                    rows = sum(parquet.row_count(f.path) for f in found.current)
+                except FileNotFoundError:
+                    assert time.monotonic() - began > 1, "swept before the grace was over"
+                    continue
+                assert rows >= len(sure)
+                assert rows <= 2 * number
+    finally:
+        for process in [*mergers, *writers]:
+            process.kill()
+            process.wait()
+        for follower in followers:
+            follower.join()
+    assert published == {"x": number - 1, "y": number - 1}
+    assert len(keys_in(some)) == len(set(keys_in(some))) == 2 * number
+    assert most > 0, "nothing was merged while the listings ran"
