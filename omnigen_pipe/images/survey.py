@@ -22,15 +22,13 @@ from omnigen_pipe.workspace import Workspace
 
 @dataclass
 class Survey:
-    """Rows of images as discover would write them, without the files that it would open.
+    """Rows of images as discover would write them, as far as is known without opening files.
 
-    `unread` counts these, `unread_bytes` is their size, and `unread_known` how many of them
-    images.parquet knows under the same name. `looked` is false where only images.parquet was
-    asked.
+    `unread` counts the files that it would open, and `unread_bytes` is their size. Those of them
+    that images.parquet knows under the same name, `unread_known`, stand in `images` as they were.
     """
 
     images: pa.Table | Source
-    looked: bool
     unread: int = 0
     unread_bytes: int = 0
     unread_known: int = 0
@@ -64,17 +62,17 @@ def survey(workspace: Workspace) -> Survey:
             "path": pa.array([candidate.path for _, candidate in unread], pa.string()),
         }
     )
-    both = query(
-        "SELECT count(*) AS n FROM names SEMI JOIN images USING (dataset, path)",
+    # Until such a file is read, what was known of it stands for it.
+    before = query(
+        "SELECT * FROM images SEMI JOIN names USING (dataset, path)",
         names=names,
         images=workspace.images.source(),
     )
     return Survey(
-        pa.concat_tables(tables),
-        looked=True,
+        pa.concat_tables([*tables, before.cast(workspace.images.manifest.schema)]),
         unread=len(unread),
         unread_bytes=sum(candidate.size or 0 for _, candidate in unread),
-        unread_known=both["n"][0].as_py(),
+        unread_known=before.num_rows,
         notes=notes,
     )
 

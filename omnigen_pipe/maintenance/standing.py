@@ -81,9 +81,9 @@ def of_discover(workspace: Workspace, survey: Survey) -> Standing:
         survey=survey.images,
     ).to_pylist()[0]
     new = survey.unread - survey.unread_known + rows["new"]
-    standing.current = rows["same"]
+    standing.current = rows["same"] - survey.unread_known
     standing.failed = rows["rejected"]
-    standing.unused = rows["gone"] - survey.unread_known if survey.looked else 0
+    standing.unused = rows["gone"]
     standing.missing = survey.unread + rows["new"] + rows["changed"]
     reasons = {
         "new": new,

@@ -43,7 +43,7 @@ def run(workspace: Workspace, progress: Progress, quick: bool = False) -> Status
     Raises `UsageError` and `PipeError` where the configuration or a manifest cannot be used.
     """
     if quick:
-        found = Survey(workspace.images.source(), looked=False)
+        found = Survey(workspace.images.source())
     else:
         progress.note("status: looking at the image folders")
         found = survey(workspace)
