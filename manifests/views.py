@@ -1,16 +1,24 @@
 """Views of the logs: of all that was ever appended, the rows that count now.
 
-They depend only on the set of rows, never on the order of fragments.
+They depend only on the set of rows, never on the order of fragments. Rows are put in order only
+where several have the same key, which is rare: to sort a whole log would take the time and memory
+of all its columns. For the same reason callers name the columns that they need.
 """
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from manifests.query import Source, query
+from manifests.schema import LATENTS, PROMPTS, Manifest
+
+#: Of the rows with one key, the first in this order counts.
+_LATENTS_ORDER = """status = 'ok' DESC, shard, "offset", written_at_ns DESC, reason"""
+_PROMPTS_ORDER = "status = 'ok' DESC, written_at_ns DESC, text"
 
 
 def current_files(files: pa.Table | Source) -> pa.Table:
@@ -27,7 +35,10 @@ def current_files(files: pa.Table | Source) -> pa.Table:
 
 
 def current_latents(
-    latents: pa.Table | Source, workspace: Path, vae_key: str | None = None
+    latents: pa.Table | Source,
+    workspace: Path,
+    vae_key: str | None = None,
+    columns: Sequence[str] = LATENTS.schema.names,
 ) -> pa.Table:
     """The row that counts for each (pixels_key, vae_key) of the `latents` log.
 
@@ -44,23 +55,19 @@ def current_latents(
         schema=shards.schema,
     )
     return query(
-        """
+        f"""
         WITH damaged AS (SELECT shard, "offset" FROM latents WHERE status = 'damaged'),
-        good AS (
+        good AS NOT MATERIALIZED (
             SELECT * FROM latents
             SEMI JOIN present USING (shard, shard_nbytes)
             ANTI JOIN damaged USING (shard, "offset")
             WHERE status = 'ok' AND ($1 IS NULL OR vae_key = $1)
-        ), candidates AS (
+        ), candidates AS NOT MATERIALIZED (
             SELECT * FROM good
             UNION ALL
             SELECT * FROM latents WHERE status = 'failed' AND ($1 IS NULL OR vae_key = $1)
         )
-        SELECT * FROM candidates
-        QUALIFY row_number() OVER (
-            PARTITION BY pixels_key, vae_key
-            ORDER BY status = 'ok' DESC, shard, "offset", written_at_ns DESC, reason
-        ) = 1
+        {_first_of_each(LATENTS, columns, _LATENTS_ORDER)}
         """,
         vae_key,
         latents=latents,
@@ -77,19 +84,40 @@ def _size(path: Path) -> int | None:
     return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
 
-def current_prompts(prompts: pa.Table | Source, tokenizer_key: str | None = None) -> pa.Table:
+def current_prompts(
+    prompts: pa.Table | Source,
+    tokenizer_key: str | None = None,
+    columns: Sequence[str] = PROMPTS.schema.names,
+) -> pa.Table:
     """The row that counts for each (prompt_key, tokenizer_key): `ok` first, then the newest.
 
     With `tokenizer_key` only the rows of that tokenizer are looked for.
     """
     return query(
-        """
-        SELECT * FROM prompts WHERE $1 IS NULL OR tokenizer_key = $1
-        QUALIFY row_number() OVER (
-            PARTITION BY prompt_key, tokenizer_key
-            ORDER BY status = 'ok' DESC, written_at_ns DESC, text
-        ) = 1
+        f"""
+        WITH candidates AS NOT MATERIALIZED (
+            SELECT * FROM prompts WHERE $1 IS NULL OR tokenizer_key = $1
+        )
+        {_first_of_each(PROMPTS, columns, _PROMPTS_ORDER)}
         """,
         tokenizer_key,
         prompts=prompts,
     )
+
+
+def _first_of_each(manifest: Manifest, columns: Sequence[str], order: str) -> str:
+    """The end of a statement: `columns` of the first row, by `order`, of each key in `candidates`.
+
+    What begins the statement has defined `candidates`, with the columns of `manifest`.
+    """
+    keys = ", ".join(manifest.key)
+    wanted = ", ".join(f'"{column}"' for column in columns)
+    return f"""
+        , contested AS (SELECT {keys} FROM candidates GROUP BY ALL HAVING count(*) > 1)
+        SELECT {wanted} FROM candidates ANTI JOIN contested USING ({keys})
+        UNION ALL
+        SELECT {wanted} FROM (
+            SELECT * FROM candidates SEMI JOIN contested USING ({keys})
+            QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1
+        )
+        """

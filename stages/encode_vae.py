@@ -21,7 +21,13 @@ from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.shards import ShardWriter
 from omnigen_pipe.latents.share import Share
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
-from omnigen_pipe.latents.wanted import known_latents, wanted_latents, with_status
+from omnigen_pipe.latents.wanted import (
+    STATUS_COLUMNS,
+    known_latents,
+    wanted_latents,
+    with_files,
+    with_status,
+)
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
@@ -51,18 +57,20 @@ def run(
     summary `failed`; one that cannot be decoded is a fact, remembered and left out.
     """
     share = share or Share()
-    everything = wanted_latents(current_samples(workspace))
+    samples = current_samples(workspace)
+    everything = wanted_latents(samples)
     wanted = share.of(everything)
     folder = model_part(workspace, "vae")
     inputs = vae_inputs(workspace, folder)
     key = inputs_key(inputs)
-    wanted = with_status(wanted, known_latents(workspace, key))
+    wanted = with_status(wanted, known_latents(workspace, key, STATUS_COLUMNS))
     failed = wanted.filter(pc.equal(wanted["status"], "failed"))
     missing = wanted.filter(pc.is_null(wanted["status"]))
     retried = failed.num_rows if retry_failed else 0
     if retried:
         missing = wanted.filter(pc.invert(pc.equal(wanted["status"].fill_null(""), "ok")))
         failed = failed.slice(0, 0)
+    failed, missing = with_files(failed, samples), with_files(missing, samples)
     summary = Summary(
         "encode-vae",
         changed=False,

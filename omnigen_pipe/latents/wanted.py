@@ -1,32 +1,42 @@
-"""Which latents are wanted, and what the log holds of them. Imports no torch."""
+"""Which latents are wanted, and what the log holds of them. Imports no torch.
+
+A million latents are planned by their keys alone; where an image lies and how it is cropped is
+looked up only for those that there is something to do about, or to say.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pyarrow as pa
 
 from manifests.query import Source, query
+from manifests.schema import LATENTS
 from manifests.views import current_latents
 from omnigen_pipe.latents.shards import shard_path
 from omnigen_pipe.workspace import Workspace
 
+#: The columns of a known latent that `with_status` reads.
+STATUS_COLUMNS = ("pixels_key", "status", "reason")
+
 
 def wanted_latents(samples: pa.Table | Source) -> pa.Table:
-    """One row per distinct pixels_key of the usable samples, with all `files` that hold it.
+    """One row per distinct pixels_key of the usable samples, with `bucket` and `content_hash`.
 
-    Ordered by bucket and pixels_key. The other columns are `content_hash`, `bucket` and the
-    geometry, as in the samples.
+    Ordered by bucket and pixels_key.
     """
     return query(
         """
-        SELECT pixels_key, content_hash, bucket, resize_width, resize_height, crop_left, crop_top,
-               list_sort(list(DISTINCT struct_pack(dataset, path))) AS files
-        FROM samples WHERE status = 'ok' GROUP BY ALL ORDER BY bucket, pixels_key
+        SELECT DISTINCT bucket, pixels_key, content_hash FROM samples WHERE status = 'ok'
+        ORDER BY bucket, pixels_key
         """,
         samples=samples,
     )
 
 
-def known_latents(workspace: Workspace, vae_key: str) -> pa.Table:
+def known_latents(
+    workspace: Workspace, vae_key: str, columns: Sequence[str] = LATENTS.schema.names
+) -> pa.Table:
     """The rows of the latents log that count for the VAE `vae_key`.
 
     Raises `ShardError` where the log names a shard outside the workspace's `latents/`.
@@ -38,7 +48,7 @@ def known_latents(workspace: Workspace, vae_key: str) -> pa.Table:
     )
     for shard in named["shard"].to_pylist():
         shard_path(workspace.root, shard)
-    return current_latents(workspace.latents.source(), workspace.root, vae_key)
+    return current_latents(workspace.latents.source(), workspace.root, vae_key, columns)
 
 
 def with_status(wanted: pa.Table, known: pa.Table) -> pa.Table:
@@ -46,8 +56,28 @@ def with_status(wanted: pa.Table, known: pa.Table) -> pa.Table:
     return query(
         """
         SELECT wanted.*, status, reason FROM wanted LEFT JOIN known USING (pixels_key)
-        ORDER BY wanted.bucket, pixels_key
+        ORDER BY bucket, pixels_key
         """,
         wanted=wanted,
-        known=known.select(["pixels_key", "status", "reason"]),
+        known=known.select(STATUS_COLUMNS),
+    )
+
+
+def with_files(latents: pa.Table, samples: pa.Table | Source) -> pa.Table:
+    """Rows of `wanted_latents` with their geometry and all `files` that hold it.
+
+    The geometry is as in the samples; `files` are structs of `dataset` and `path`, in order.
+    """
+    return query(
+        """
+        WITH found AS (
+            SELECT pixels_key, resize_width, resize_height, crop_left, crop_top,
+                   list_sort(list(DISTINCT struct_pack(dataset, path))) AS files
+            FROM samples SEMI JOIN latents USING (pixels_key)
+            WHERE samples.status = 'ok' GROUP BY ALL
+        )
+        SELECT * FROM latents JOIN found USING (pixels_key) ORDER BY bucket, pixels_key
+        """,
+        latents=latents,
+        samples=samples,
     )
