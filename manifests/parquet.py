@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ManifestError
-from manifests.publish import publishing
+from manifests.publish import publishing, unfinished
 from manifests.schema import SCHEMA_VERSION, Manifest
 
 _PREFIX = "omnigen_pipe."
+
+#: Rows per row group: what a reader has to hold at once, and what two threads share out.
+ROW_GROUP = 100_000
 
 
 def tool_version() -> str:
@@ -46,6 +49,25 @@ def writer(
 
     Where it ends by an exception nothing is published.
     """
+    with publishing(staging, final) as path, _filling(path, manifest, metadata) as add:
+        yield add
+
+
+def stage(
+    tables: Iterable[pa.Table], manifest: Manifest, final: Path, staging: Path, **metadata: str
+) -> Path:
+    """Write the rows of `tables` as `writer` does, without publishing them; their file."""
+    with unfinished(staging, final) as path, _filling(path, manifest, metadata) as add:
+        for table in tables:
+            add(table)
+    return path
+
+
+@contextmanager
+def _filling(
+    path: Path, manifest: Manifest, metadata: Mapping[str, str]
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Write the rows that are given to the value into the new file `path`."""
     entries = {
         "schema_version": str(SCHEMA_VERSION),
         "stage": manifest.stage,
@@ -55,14 +77,12 @@ def writer(
         **metadata,
     }
     schema = manifest.schema.with_metadata({_PREFIX + k: v for k, v in entries.items()})
-    with (
-        publishing(staging, final) as path,
-        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as unfinished,
-    ):
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as file:
 
         def add(table: pa.Table) -> None:
             fitting = table.select(manifest.schema.names).cast(manifest.schema)
-            unfinished.write_table(fitting.replace_schema_metadata(schema.metadata))
+            fitting = fitting.replace_schema_metadata(schema.metadata)
+            file.write_table(fitting, row_group_size=ROW_GROUP)
 
         yield add
 
@@ -109,7 +129,36 @@ def read(path: Path, manifest: Manifest) -> pa.Table:
 
     Columns that a later version added are null where an earlier one wrote the file.
     """
-    table = pq.read_table(path)
+    return _completed(pq.read_table(path), manifest)
+
+
+def equal(path: Path, other: Path, manifest: Manifest) -> bool:
+    """Whether two manifest files hold the same rows in the same order; holds few of them at once.
+
+    Files may differ in how their rows are grouped, in their metadata, and in columns that only
+    one of them has, where the other one's are null.
+    """
+    ours, theirs = (_rows(p, manifest) for p in (path, other))
+    mine, yours = next(ours, None), next(theirs, None)
+    while mine is not None and yours is not None:
+        number = min(mine.num_rows, yours.num_rows)
+        if not mine.slice(0, number).equals(yours.slice(0, number)):
+            return False
+        mine = mine.slice(number) if number < mine.num_rows else next(ours, None)
+        yours = yours.slice(number) if number < yours.num_rows else next(theirs, None)
+    return mine is yours is None
+
+
+def _rows(path: Path, manifest: Manifest) -> Iterator[pa.Table]:
+    """The rows of a manifest file in tables of at most `ROW_GROUP` rows, none of them empty."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP):
+            if batch.num_rows:
+                yield _completed(pa.Table.from_batches([batch]), manifest)
+
+
+def _completed(table: pa.Table, manifest: Manifest) -> pa.Table:
+    """`table` with the columns of `manifest` alone; those that it lacks are null."""
     for field in manifest.schema:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))

@@ -8,7 +8,8 @@ of a log depend only on the set of its rows, never on the order of its fragments
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from manifests import parquet
 from manifests.errors import ManifestError
 from manifests.keys import key, key_sql
 from manifests.schema import Manifest
+
+#: What DuckDB may hold while it streams, for it would fill all memory before it spills.
+STREAM_MEMORY = "512MB"
 
 
 @dataclass(frozen=True)
@@ -35,33 +39,49 @@ def query(sql: str, *parameters: object, **tables: pa.Table | Source) -> pa.Tabl
 
     Raises `ManifestError` naming the file where a manifest is damaged.
     """
-    sources = {name: table for name, table in tables.items() if isinstance(table, Source)}
     while True:
-        files = {name: source.files() for name, source in sources.items()}
+        files = _files(tables)
         try:
-            return _answer(sql, parameters, tables, files)
+            with _opened(tables, files) as connection:
+                return connection.sql(sql, params=list(parameters)).to_arrow_table()
         except (duckdb.Error, UnicodeDecodeError) as error:
             # A listed fragment may have been merged and removed since: ask the new ones.
-            if files != {name: source.files() for name, source in sources.items()}:
+            if files != _files(tables):
                 continue
-            for name, source in sources.items():
-                for path in files[name]:
-                    if fault := parquet.damage(path):
-                        raise ManifestError(
-                            f"{path} is damaged: {fault}. Move it away and run `omnigen-pipe "
-                            f"{source.manifest.stage}`, which makes again what it held."
-                        ) from error
+            _name_damage(tables, files, error)
             raise
 
 
-def _answer(
-    sql: str,
-    parameters: tuple[object, ...],
-    tables: dict[str, pa.Table | Source],
-    files: dict[str, list[Path]],
-) -> pa.Table:
+def stream(
+    sql: str, *parameters: object, rows: int, **tables: pa.Table | Source
+) -> Iterator[pa.Table]:
+    """The same rows as `query` gives, in its order, as tables of about `rows` rows each.
+
+    For answers that are too wide to be held at once. Those of snapshots only: fragments that
+    are merged meanwhile are not asked for again.
+    """
+    files = _files(tables)
+    try:
+        with _opened(tables, files, memory_limit=STREAM_MEMORY) as connection:
+            for batch in connection.sql(sql, params=list(parameters)).to_arrow_reader(rows):
+                yield pa.Table.from_batches([batch])
+    except (duckdb.Error, UnicodeDecodeError, pa.ArrowException, OSError) as error:
+        _name_damage(tables, files, error)
+        raise
+
+
+def _files(tables: dict[str, pa.Table | Source]) -> dict[str, list[Path]]:
+    """By name, the files of those tables that are read from files."""
+    return {name: table.files() for name, table in tables.items() if isinstance(table, Source)}
+
+
+@contextmanager
+def _opened(
+    tables: dict[str, pa.Table | Source], files: dict[str, list[Path]], **settings: str
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection that knows `tables` by their names."""
     # Where DuckDB spills what does not fit into memory; its own default is the current folder.
-    config: dict[str, Any] = {"temp_directory": tempfile.gettempdir()}
+    config: dict[str, Any] = {"temp_directory": tempfile.gettempdir(), **settings}
     with duckdb.connect(config=config) as connection:
         for name, table in tables.items():
             if not isinstance(table, Source):
@@ -78,16 +98,40 @@ def _answer(
                 )
             columns = ", ".join(f'"{column}"' for column in table.manifest.schema.names)
             connection.sql(f"CREATE VIEW {name} AS SELECT {columns} FROM ({rows})")
-        return connection.sql(sql, params=list(parameters)).to_arrow_table()
+        yield connection
 
 
-def fingerprint(rows: pa.Table | Source, columns: list[str]) -> str:
-    """A key of the content of `columns`, independent of the order of rows."""
+def _name_damage(
+    tables: dict[str, pa.Table | Source], files: dict[str, list[Path]], error: Exception
+) -> None:
+    """Raise `ManifestError` from `error` where one of `files` is damaged; else do nothing."""
+    for name, paths in files.items():
+        table = tables[name]
+        assert isinstance(table, Source)  # only these have files
+        for path in paths:
+            if fault := parquet.damage(path):
+                raise ManifestError(
+                    f"{path} is damaged: {fault}. Move it away and run `omnigen-pipe "
+                    f"{table.manifest.stage}`, which makes again what it held."
+                ) from error
+
+
+def fingerprint(
+    rows: pa.Table | Source, columns: list[str], where: str = "true", *parameters: object
+) -> str:
+    """A key of the content of `columns` in the rows that fulfil `where`, whatever their order.
+
+    It is made of the sums of the rows' keys, so that any number of rows takes no memory.
+    """
     # As JSON, null differs from an empty text, and ["a, b"] from ["a", "b"].
-    fields = [f"coalesce(CAST(to_json({name}) AS VARCHAR), 'null')" for name in columns]
+    row_key = key_sql(f"to_json(struct_pack({', '.join(columns)}))")
     found = query(
-        f"SELECT string_agg(digest, '' ORDER BY digest) AS digests "
-        f"FROM (SELECT {key_sql(*fields)} AS digest FROM t)",
+        f"""
+        SELECT count(*), coalesce(sum(('0x' || left(row_key, 16))::UBIGINT), 0)::VARCHAR,
+               coalesce(sum(('0x' || right(row_key, 16))::UBIGINT), 0)::VARCHAR
+        FROM (SELECT {row_key} AS row_key FROM t WHERE {where})
+        """,
+        *parameters,
         t=rows,
     )
-    return key(found["digests"][0].as_py() or "")
+    return key(*(column[0].as_py() for column in found.columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from manifests import parquet
 from manifests.errors import ManifestError
+from manifests.publish import discard, explained, publish
 from manifests.query import Source
 from manifests.schema import Manifest
 
@@ -47,16 +49,20 @@ class Snapshot:
             return self.manifest.empty()
         return parquet.read(self.path, self.manifest)
 
-    def replace(self, table: pa.Table, **metadata: str) -> bool:
-        """Publish `table` unless the snapshot already holds it; True when it was written.
+    def replace(self, rows: pa.Table | Iterable[pa.Table], **metadata: str) -> bool:
+        """Publish `rows` unless the snapshot already holds them; True when it was written.
 
         Rows must come in an order that depends on their content alone. `metadata` counts as
-        content: the same rows made from other settings are written again.
+        content: the same rows made from other settings are written again. Rows that come in
+        several tables are never held all at once.
         """
-        table = table.select(self.manifest.schema.names).cast(self.manifest.schema)
+        tables = [rows] if isinstance(rows, pa.Table) else rows
         current = self.metadata()
+        unfinished = parquet.stage(tables, self.manifest, self.path, self.staging, **metadata)
         same_metadata = current and all(current.get(k) == v for k, v in metadata.items())
-        if same_metadata and self.read().equals(table):
+        if same_metadata and parquet.equal(unfinished, self.path, self.manifest):
+            discard(unfinished)
             return False
-        parquet.write(table, self.manifest, self.path, self.staging, **metadata)
+        with explained(self.path):
+            publish(unfinished, self.path)
         return True

@@ -162,7 +162,7 @@ def test_a_failed_write_leaves_no_fragment(tmp_path: Path, monkeypatch: pytest.M
     some = log(tmp_path)
     some.append(prompts("a"))
 
-    def full(writer: pq.ParquetWriter, table: pa.Table) -> None:
+    def full(writer: pq.ParquetWriter, table: pa.Table, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)

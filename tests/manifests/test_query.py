@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,8 @@ from manifests import schema
 from manifests.errors import ManifestError
 from manifests.keys import key as digest
 from manifests.log import Log
-from manifests.query import Source, fingerprint, query
+from manifests.query import Source, fingerprint, query, stream
+from manifests.snapshot import Snapshot
 from manifests.views import current_files, current_latents, current_prompts
 
 
@@ -257,6 +259,26 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it_again(tmp_path: 
     path.write_bytes(data)
     with pytest.raises(ManifestError, match=r"b\.parquet is damaged.*omnigen-pipe discover"):
         query("SELECT * FROM t", t=log.source())
+
+
+def test_a_stream_gives_the_rows_of_a_query_in_its_order() -> None:
+    numbers = pa.table({"n": np.random.default_rng(0).permutation(10_000)})
+    sql = "SELECT n FROM t WHERE n > ? ORDER BY n"
+    parts = list(stream(sql, 5, rows=2048, t=numbers))
+    assert len(parts) > 2
+    assert pa.concat_tables(parts).equals(query(sql, 5, t=numbers))
+    assert list(stream(sql, 10_000, rows=2048, t=numbers)) == []
+
+
+def test_a_damaged_file_is_named_by_a_stream_too(tmp_path: Path) -> None:
+    some = Snapshot(schema.IMAGES, tmp_path / "images.parquet", tmp_path / "staging")
+    some.replace(table(schema.IMAGES, [{"path": digest(number)} for number in range(2000)]))
+    data = bytearray(some.path.read_bytes())
+    data[10_000:20_000] = bytes(10_000)  # pages, not the footer
+    some.path.write_bytes(data)
+    for order in ("", "ORDER BY path"):
+        with pytest.raises(ManifestError, match=r"images\.parquet is damaged.*discover"):
+            list(stream(f"SELECT * FROM t {order}", rows=100, t=some.source()))
 
 
 def test_files_that_go_between_listing_and_reading_are_asked_for_again(tmp_path: Path) -> None:

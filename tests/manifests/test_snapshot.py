@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from manifests import schema
 from manifests.errors import ManifestError
@@ -49,6 +54,42 @@ def test_not_rewritten_when_equal(tmp_path: Path) -> None:
     assert not some.replace(chunked, fingerprint="f")
     assert some.path.stat().st_ino == before.st_ino
     assert some.path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@given(
+    st.lists(st.integers(0, 5), max_size=12),
+    st.lists(st.integers(0, 5), max_size=12),
+    st.lists(st.integers(0, 12), max_size=4),
+    st.lists(st.integers(0, 12), max_size=4),
+)
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_rows_in_parts_are_compared_as_if_they_came_in_one(
+    tmp_path: Path, before: list[int], after: list[int], cuts: list[int], recuts: list[int]
+) -> None:
+    some = snapshot(Path(tempfile.mkdtemp(dir=tmp_path)))
+    for rows, places in ((before, cuts), (after, recuts)):
+        known = some.exists() and some.read().equals(images(*map(str, rows)))
+        bounds = sorted({0, len(rows), *(place for place in places if place < len(rows))})
+        parts = (images(*map(str, rows[a:b])) for a, b in itertools.pairwise(bounds))
+        assert some.replace(parts, fingerprint="f") == (not known)
+        assert some.read().equals(images(*map(str, rows)))
+        assert not list(some.staging.iterdir())
+
+
+def test_parts_that_cannot_be_made_change_nothing(tmp_path: Path) -> None:
+    some = snapshot(tmp_path)
+    some.replace(images("a.jpg"))
+
+    def parts() -> Iterator[pa.Table]:
+        yield images("b.jpg")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        some.replace(parts())
+    assert some.read().equals(images("a.jpg"))
+    assert not list(some.staging.iterdir())
 
 
 def test_rewritten_when_rows_order_or_metadata_differ(tmp_path: Path) -> None:
