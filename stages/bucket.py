@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pyarrow as pa
-
 from manifests.errors import PipeError, UsageError
-from manifests.query import query
+from manifests.query import Source, query
+from omnigen_pipe.config import Config
 from omnigen_pipe.images.buckets import (
     as_table,
     mean_cropped_away,
@@ -21,10 +20,10 @@ from omnigen_pipe.images.buckets import (
 )
 from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.samples import (
+    causes_of_absence,
     make_samples,
     samples_fingerprint,
     samples_settings,
-    wanted_images,
 )
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
@@ -51,28 +50,30 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
 
     check_discovered(workspace.images, config.datasets)
     progress.note("bucket: reading images.parquet")
-    wanted = wanted_images(workspace.images.source(), config)
-    progress.note(f"bucket: {wanted.num_rows:,} images in {len(config.datasets)} datasets")
-    samples = make_samples(wanted, config)
+    images = workspace.images.source()
     changed = workspace.samples.replace(
-        samples, fingerprint=samples_fingerprint(wanted), settings=as_text(samples_settings(config))
+        make_samples(images, config),
+        # Taken first: were images replaced meanwhile, the samples would pass for stale ones.
+        fingerprint=samples_fingerprint(images, config),
+        settings=as_text(samples_settings(config)),
     )
 
+    samples = workspace.samples.source()
     buckets = tally(samples)
     statuses = _images_per_status(samples)
     summary = Summary(
         "bucket",
         changed,
         counts={
-            "images": wanted.num_rows,
+            "images": sum(statuses.values()),
             "samples": sum(b["samples"] for b in buckets),
             "buckets": len({b["bucket"] for b in buckets}),
             "filtered": statuses["filtered"],
             "rejected": statuses["rejected"],
         },
-        left_out=_left_out(samples),
+        left_out=_left_out(samples, config),
         notes=[
-            *_empty_datasets(wanted, workspace),
+            *_empty_datasets(samples, workspace),
             *unused_options(config),
             *small_buckets(samples, config),
         ],
@@ -85,7 +86,7 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     return summary
 
 
-def _images_per_status(samples: pa.Table) -> Counter[str]:
+def _images_per_status(samples: Source) -> Counter[str]:
     """How many images, not crops, have each status."""
     rows = query(
         "SELECT status, count(*) AS n FROM samples WHERE crop_index = 0 GROUP BY status",
@@ -94,24 +95,17 @@ def _images_per_status(samples: pa.Table) -> Counter[str]:
     return Counter({row["status"]: row["n"] for row in rows.to_pylist()})
 
 
-def _left_out(samples: pa.Table) -> dict[str, int]:
+def _left_out(samples: Source, config: Config) -> dict[str, int]:
     """How many images of each dataset were left out for each cause; rare causes as one."""
-    rows = query(
-        """
-        SELECT dataset || ': ' || cause AS cause, count(*) AS n
-        FROM samples WHERE status <> 'ok' AND crop_index = 0
-        GROUP BY ALL ORDER BY n DESC, cause
-        """,
-        samples=samples,
-    ).to_pylist()
-    named = {row["cause"]: row["n"] for row in rows[:_NAMED_CAUSES]}
-    rest = sum(row["n"] for row in rows[_NAMED_CAUSES:])
+    causes = causes_of_absence(samples, config)
+    named = {f"{dataset}: {cause}": number for dataset, cause, number in causes[:_NAMED_CAUSES]}
+    rest = sum(number for _, _, number in causes[_NAMED_CAUSES:])
     return named | ({"other reasons, see samples.parquet": rest} if rest else {})
 
 
-def _empty_datasets(wanted: pa.Table, workspace: Workspace) -> list[str]:
+def _empty_datasets(samples: Source, workspace: Workspace) -> list[str]:
     """A sentence for each configured dataset that images.parquet knows nothing of."""
-    known = set(wanted["dataset"].unique().to_pylist())
+    known = query("SELECT DISTINCT dataset FROM samples", samples=samples)["dataset"].to_pylist()
     return [
         f"images.parquet has no image of dataset `{dataset.id}`: check its instance_data_dir "
         f"({dataset.instance_data_dir})."

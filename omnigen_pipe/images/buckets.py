@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from rich.table import Table
 
-from manifests.query import query
+from manifests.query import Source, query
 from omnigen_pipe.config import Config, DatasetConfig
 
 #: So many small buckets are explained one by one; the rest is counted.
@@ -18,7 +18,7 @@ _EXPLAINED = 5
 _CROP_OPTIONS = ("crop_aspect", "crop_aspect_buckets", "crop_style", "crop_seed")
 
 
-def tally(samples: pa.Table) -> list[dict[str, Any]]:
+def tally(samples: pa.Table | Source) -> list[dict[str, Any]]:
     """One entry per split and bucket of the `ok` samples.
 
     `samples` counts them, `per_epoch` counts them with their repeats; `cropped_away` is the mean
@@ -75,7 +75,7 @@ def as_table(buckets: list[dict[str, Any]]) -> Table:
     return table
 
 
-def small_buckets(samples: pa.Table, config: Config) -> list[str]:
+def small_buckets(samples: pa.Table | Source, config: Config) -> list[str]:
     """Sentences on the trained buckets that have fewer samples an epoch than the batch size.
 
     Each names the bucket, how many it has, and the settings that mend it. Training and

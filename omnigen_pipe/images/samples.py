@@ -1,11 +1,13 @@
 """From rows of images to rows of samples: every image of every dataset, with geometry and keys.
 
 DuckDB counts, numbers and hashes; NumPy does the geometry, one call per dataset. Nothing is
-done row by row. What comes out depends only on the set of image rows and the configuration.
+done row by row, and no more than some of the images are in memory at once. What comes out depends
+only on the set of image rows and the configuration.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import PipeError
 from manifests.keys import key_sql
-from manifests.query import Source, fingerprint, query
+from manifests.query import Source, fingerprint, query, stream
 from omnigen_pipe import settings
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
@@ -48,6 +50,9 @@ SAMPLE_OPTIONS = (
     "aspect_bucket_rounding",
     "repeats",
 )
+
+#: So many images are in memory at once.
+IMAGES_AT_ONCE = 100_000
 
 _OPTIONS = pa.schema(
     [
@@ -103,8 +108,8 @@ def current_samples(workspace: Workspace) -> Source:
             f"{snapshot.path} was made with other settings ({settings.listed(changed)}): run "
             "`omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
         )
-    wanted = wanted_images(workspace.images.source(), workspace.config)
-    if snapshot.metadata().get("fingerprint") != samples_fingerprint(wanted):
+    now = samples_fingerprint(workspace.images.source(), workspace.config)
+    if snapshot.metadata().get("fingerprint") != now:
         raise PipeError(
             f"{snapshot.path} was made from other images than {workspace.images.path} holds now: "
             "run `omnigen-pipe bucket` again, or `omnigen-pipe run` for all stages."
@@ -112,37 +117,86 @@ def current_samples(workspace: Workspace) -> Source:
     return snapshot.source()
 
 
-def wanted_images(images: pa.Table | Source, config: Config) -> pa.Table:
-    """The rows of `images` whose dataset is configured and not disabled."""
-    ids = pa.table({"id": pa.array([d.id for d in config.datasets], pa.string())})
-    columns = ", ".join(IMAGE_COLUMNS)
-    return query(
-        f"SELECT {columns} FROM images WHERE dataset IN (SELECT id FROM ids)",
+def samples_fingerprint(images: pa.Table | Source, config: Config) -> str:
+    """A key of what samples are made from: the rows of the configured datasets that are enabled."""
+    ids = [dataset.id for dataset in config.datasets]
+    return fingerprint(images, list(IMAGE_COLUMNS), "list_contains($1::VARCHAR[], dataset)", ids)
+
+
+def make_samples(
+    images: pa.Table | Source, config: Config, rows: int = IMAGES_AT_ONCE
+) -> Iterator[pa.Table]:
+    """The samples of all `images` whose dataset is configured and enabled, in several tables.
+
+    They come by (dataset, path, crop_index), those of about `rows` images at once, with the
+    manifest's columns. A rejected image stays rejected with its reason. One that an option leaves
+    out is `filtered`, and its reason names the option and the numbers.
+    """
+    for numbered in _numbered_images(images, config, rows):
+        crops = _crops(numbered, config)
+        planned = _geometry(crops, config)
+        for name in _GEOMETRY_COLUMNS:
+            crops = crops.append_column(name, pa.array(getattr(planned, name)))
+        yield _with_keys(crops, config)
+
+
+def causes_of_absence(samples: pa.Table | Source, config: Config) -> list[tuple[str, str, int]]:
+    """Dataset, cause, and how many of its images are not used for it; the most frequent first.
+
+    A cause is a reason without what is peculiar to a single image. `config` is the one that the
+    samples were made with.
+    """
+    counted = query(
+        """
+        WITH absent AS (
+            SELECT dataset, status, reason FROM samples WHERE status <> 'ok' AND crop_index = 0
+        ), named AS (
+            SELECT dataset, split_part(reason, ': ', 1) AS cause FROM absent
+            WHERE status = 'rejected'
+            UNION ALL
+            SELECT dataset, cause
+            FROM absent JOIN causes USING (dataset)
+            WHERE status = 'filtered' AND starts_with(reason, split_part(form, '{', 1))
+        )
+        SELECT dataset, cause, count(*) AS n FROM named GROUP BY ALL ORDER BY n DESC, dataset, cause
+        """,
+        samples=samples,
+        causes=_causes(config),
+    )
+    return list(zip(*(column.to_pylist() for column in counted.columns), strict=True))
+
+
+def _numbered_images(images: pa.Table | Source, config: Config, rows: int) -> Iterator[pa.Table]:
+    """The wanted images by dataset and path, those with equal bytes in a dataset numbered from 0.
+
+    Only images whose bytes occur again are sorted by them: that is rare.
+    """
+    ids = [dataset.id for dataset in config.datasets]
+    return stream(
+        f"""
+        WITH slim AS NOT MATERIALIZED (
+            SELECT dataset, path, content_hash FROM images
+            WHERE list_contains($1::VARCHAR[], dataset) AND content_hash IS NOT NULL
+        ), repeated AS (
+            SELECT dataset, content_hash FROM slim GROUP BY ALL HAVING count(*) > 1
+        ), numbers AS (
+            SELECT dataset, path,
+                   row_number() OVER (PARTITION BY dataset, content_hash ORDER BY path) - 1
+                   AS number
+            FROM slim SEMI JOIN repeated USING (dataset, content_hash)
+        )
+        SELECT {", ".join(IMAGE_COLUMNS)}, coalesce(number, 0) AS number
+        FROM images LEFT JOIN numbers USING (dataset, path)
+        WHERE list_contains($1::VARCHAR[], dataset)
+        ORDER BY dataset, path
+        """,
+        ids,
+        rows=rows,
         images=images,
-        ids=ids,
     )
 
 
-def samples_fingerprint(wanted: pa.Table) -> str:
-    """A key of the rows of `wanted_images`: what samples were made from."""
-    return fingerprint(wanted, list(IMAGE_COLUMNS))
-
-
-def make_samples(wanted: pa.Table, config: Config) -> pa.Table:
-    """The samples of `wanted_images`, by (dataset, path, crop_index): the manifest's columns.
-
-    A rejected image stays rejected with its reason. One that an option leaves out is `filtered`,
-    and its reason names the option and the numbers. The further column `cause` is the reason
-    without what is peculiar to the image, for counting.
-    """
-    rows = _crops(wanted, config)
-    planned = _geometry(rows, config)
-    for name in _GEOMETRY_COLUMNS:
-        rows = rows.append_column(name, pa.array(getattr(planned, name)))
-    return _with_keys(rows, config)
-
-
-def _crops(wanted: pa.Table, config: Config) -> pa.Table:
+def _crops(numbered: pa.Table, config: Config) -> pa.Table:
     """One row per image and crop, in no promised order, with ids and random numbers."""
     options = [
         {
@@ -160,11 +214,7 @@ def _crops(wanted: pa.Table, config: Config) -> pa.Table:
     spot = key_sql("crop_seed", "content_hash", "crop_index")
     return query(
         f"""
-        WITH numbered AS (
-            SELECT *, row_number() OVER (PARTITION BY dataset, content_hash ORDER BY path) - 1
-                      AS number
-            FROM wanted
-        ), crops AS (
+        WITH crops AS (
             SELECT numbered.*, split, repeats, crop_seed,
                    unnest(range(crops))::INTEGER AS crop_index
             FROM numbered JOIN options USING (dataset)
@@ -176,7 +226,7 @@ def _crops(wanted: pa.Table, config: Config) -> pa.Table:
                coalesce(('0x' || right(spot, 16))::UBIGINT, 0) AS random_y
         FROM spots
         """,
-        wanted=wanted,
+        numbered=numbered,
         options=pa.Table.from_pylist(options, schema=_OPTIONS),
     )
 
@@ -204,7 +254,8 @@ def _numbers(rows: pa.Table, column: str, missing: int) -> npt.NDArray[Any]:
 def _causes(config: Config) -> pa.Table:
     """Per dataset and fault: the `cause`, and the `form` of the reason of a single image.
 
-    Fields of a form: {0}x{1} the image, {2}x{3} the resize it would need, {4} the bucket.
+    What stands before the first field tells the reasons of a dataset apart. Fields of a form:
+    {0}x{1} the image, {2}x{3} the resize it would need, {4} the bucket.
     """
     rows = []
     for d in config.datasets:
@@ -241,9 +292,6 @@ def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
                    CASE WHEN rows.status <> 'ok' THEN 'rejected'
                         WHEN rows.fault <> {int(Fault.NONE)} THEN 'filtered'
                         ELSE 'ok' END AS status,
-                   CASE WHEN rows.status <> 'ok'
-                        THEN split_part(coalesce(rows.reason, 'no reason given'), ': ', 1)
-                        ELSE cause END AS cause,
                    CASE WHEN rows.status <> 'ok' THEN coalesce(rows.reason, 'no reason given')
                         ELSE format(form, width, height, resize_width, resize_height, bucket)
                         END AS reason
@@ -253,7 +301,7 @@ def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
                CASE WHEN status = 'ok' THEN {pixels_key} END AS pixels_key,
                captions,
                list_transform(captions, lambda c: {prompt_key_sql("c")}) AS prompt_keys,
-               NULL::VARCHAR AS mask_key, repeats, status, reason, cause
+               NULL::VARCHAR AS mask_key, repeats, status, reason
         FROM judged ORDER BY dataset, path, crop_index
         """,
         rows=rows,

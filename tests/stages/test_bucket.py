@@ -19,7 +19,7 @@ from manifests import schema
 from manifests.errors import PipeError, UsageError
 from manifests.keys import key
 from manifests.query import Source, query
-from omnigen_pipe.config import MAX_REPEATS, DatasetOptions, parse
+from omnigen_pipe.config import MAX_REPEATS, Config, DatasetOptions, parse
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import discovered_settings
 from omnigen_pipe.images.samples import (
@@ -27,7 +27,6 @@ from omnigen_pipe.images.samples import (
     current_samples,
     make_samples,
     samples_settings,
-    wanted_images,
 )
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import prompt_key
@@ -170,6 +169,12 @@ def test_a_second_run_writes_nothing_and_says_so(tmp_path: Path) -> None:
     assert not list(opened.staging.iterdir())
 
 
+def all_samples(images: pa.Table, config: Config, **options: int) -> pa.Table:
+    columns = schema.SAMPLES.schema
+    parts = [part.select(columns.names) for part in make_samples(images, config, **options)]
+    return pa.concat_tables([schema.SAMPLES.empty(), *(part.cast(columns) for part in parts)])
+
+
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
 
 
@@ -179,11 +184,12 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
         max_size=20,
         unique_by=lambda row: row[:2],
     ),
+    st.integers(1, 7),
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_samples_do_not_depend_on_the_order_of_images(
-    rows: list[tuple[str, str, int]], random: Any
+def test_samples_depend_neither_on_the_order_of_images_nor_on_how_many_are_made_at_once(
+    rows: list[tuple[str, str, int]], at_once: int, random: Any
 ) -> None:
     config = workspace(
         Path("unused"),
@@ -197,9 +203,9 @@ def test_samples_do_not_depend_on_the_order_of_images(
         else image(dataset, path, 1500 + 300 * kind, 1600, content=str(kind))
         for dataset, path, kind in rows
     ]
-    straight = make_samples(wanted_images(table(images), config), config)
+    straight = all_samples(table(images), config)
     random.shuffle(images)
-    assert make_samples(wanted_images(table(images), config), config).equals(straight)
+    assert all_samples(table(images), config, rows=at_once).equals(straight)
 
     counted = Counter((row["dataset"], row["path"]) for row in straight.to_pylist())
     crops = {"a": 2, "b": 1}

@@ -17,7 +17,7 @@ from manifests.errors import PipeError, UsageError
 from manifests.schema import PROMPTS, SAMPLES
 from manifests.views import current_prompts
 from omnigen_pipe.config import parse
-from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, wanted_images
+from omnigen_pipe.images.samples import samples_fingerprint, samples_settings
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import prompt_key
 from omnigen_pipe.prompts.tokenizer import load
@@ -56,7 +56,7 @@ def publish_samples(
     opened.samples.replace(
         table,
         settings=as_text(samples_settings(opened.config)),
-        fingerprint=samples_fingerprint(wanted_images(opened.images.read(), opened.config)),
+        fingerprint=samples_fingerprint(opened.images.source(), opened.config),
     )
 
 

@@ -12,7 +12,7 @@ import webdataset
 from manifests.errors import ManifestError, PipeError
 from manifests.schema import LATENTS, PROMPTS, SAMPLES
 from omnigen_pipe.config import parse
-from omnigen_pipe.images.samples import samples_fingerprint, samples_settings, wanted_images
+from omnigen_pipe.images.samples import samples_fingerprint, samples_settings
 from omnigen_pipe.latents.shards import DamagedLatentError, ShardWriter
 from omnigen_pipe.settings import as_text
 from omnigen_pipe.training.batches import BatchReader
@@ -61,7 +61,7 @@ def workspace(tmp_path: Path) -> Workspace:
     here.samples.replace(
         pa.Table.from_pylist(rows, SAMPLES.schema),
         settings=as_text(samples_settings(here.config)),
-        fingerprint=samples_fingerprint(wanted_images(here.images.read(), here.config)),
+        fingerprint=samples_fingerprint(here.images.source(), here.config),
     )
     prompts = [("p1", [1, 2]), ("p2", [3, 4, 5])]
     here.prompts.append(
