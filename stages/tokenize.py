@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.keys import key
 from manifests.log import merge_if_crowded
-from manifests.query import query
+from manifests.query import Source, query
 from manifests.schema import PROMPTS
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.prompts.tokenizer import PromptTokenizer
-from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts
+from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts, with_texts
 from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
@@ -33,13 +34,14 @@ _SHOWN = 100
 
 def run(workspace: Workspace, progress: Progress) -> Summary:
     """Tokenise what is missing; raises `PipeError` where samples are missing or stale."""
-    wanted = wanted_prompts(workspace, current_samples(workspace))
+    samples = current_samples(workspace)
+    wanted = wanted_prompts(workspace, samples)
     tokenizer = tokenizers.load_configured(workspace)
-    missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key))
+    missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key, ["prompt_key"]))
     inputs = as_text({tokenizer.key: tokenizer.inputs})
     with progress.task("tokenize", missing.num_rows) as advance:
         for start in range(0, missing.num_rows, CHUNK):
-            chunk = missing.slice(start, CHUNK)
+            chunk = with_texts(missing.slice(start, CHUNK), workspace, samples)
             workspace.prompts.append(
                 _tokenised(chunk, tokenizer),
                 inputs=inputs,
@@ -48,7 +50,7 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
             advance(chunk.num_rows)
     merge_if_crowded(workspace.prompts, workspace.maintenance_lock)
 
-    captions = sum(wanted["is_caption"].to_pylist())
+    captions = pc.sum(wanted["is_caption"]).as_py() or 0
     summary = Summary(
         "tokenize",
         changed=missing.num_rows > 0,
@@ -60,7 +62,7 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
         },
         details={"tokenizer_key": tokenizer.key},
     )
-    _describe_lengths(summary, wanted, workspace, tokenizer.key)
+    _describe_lengths(summary, wanted, workspace, samples, tokenizer.key)
     return summary
 
 
@@ -84,13 +86,17 @@ def _tokenised(chunk: pa.Table, tokenizer: PromptTokenizer) -> pa.Table:
 
 
 def _describe_lengths(
-    summary: Summary, wanted: pa.Table, workspace: Workspace, tokenizer_key: str
+    summary: Summary,
+    wanted: pa.Table,
+    workspace: Workspace,
+    samples: Source,
+    tokenizer_key: str,
 ) -> None:
     """Add the statistics of prompt lengths, and a note where prompts are longer than asked."""
     lengths = query(
-        "SELECT text, length FROM wanted JOIN known USING (prompt_key)",
-        wanted=wanted.select(["prompt_key"]),
-        known=known_prompts(workspace, tokenizer_key),
+        "SELECT prompt_key, length FROM wanted JOIN known USING (prompt_key)",
+        wanted=wanted,
+        known=known_prompts(workspace, tokenizer_key, ["prompt_key", "length"]),
     )
     (statistics,) = query(
         """
@@ -104,13 +110,11 @@ def _describe_lengths(
     limit = workspace.config.prompts.warn_tokens
     if limit == 0:
         return
-    long = query(
-        "SELECT text, length FROM lengths WHERE length > ? ORDER BY length DESC, text",
-        limit,
-        lengths=lengths,
-    )
+    long = lengths.filter(pc.greater(lengths["length"], limit))
     if long.num_rows:
-        text, length = long["text"][0].as_py(), long["length"][0].as_py()
+        length = pc.max(long["length"]).as_py()
+        longest = with_texts(long.filter(pc.equal(long["length"], length)), workspace, samples)
+        text = pc.min(longest["text"]).as_py()
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
         which = "1 prompt has" if long.num_rows == 1 else f"{long.num_rows:,} prompts have"
         summary.notes.append(
