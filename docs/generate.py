@@ -102,8 +102,10 @@ def manifests() -> str:
         "`prompts/`) are folders of fragments that only grow. Every file carries as key-value "
         "metadata, prefixed `omnigen_pipe.`: `schema_version`, `stage`, `manifest`, "
         "`tool_version`, `created_at`, and the `fingerprint` of what it was made from; "
-        "`images.parquet` and `samples.parquet` also the options that they depend on (`settings`, "
-        "JSON). Columns may be added in later versions; these keep name and meaning.",
+        "`images.parquet` and `samples.parquet` also the options that they depend on (`settings`), "
+        "`samples.parquet` those of them that changed last (`changes`), and fragments of latents "
+        "and prompts what their keys are made of (`inputs`), all as JSON. Columns may be added in "
+        "later versions; these keep name and meaning.",
     ]
     for manifest in MANIFESTS:
         key = ", ".join(f"`{name}`" for name in manifest.key)

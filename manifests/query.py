@@ -7,10 +7,13 @@ of a log depend only on the set of its rows, never on the order of its fragments
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,23 @@ def stream(
         raise
 
 
+_lock = threading.Lock()
+
+
+@cache
+def _database(process: int, settings: tuple[tuple[str, str], ...]) -> duckdb.DuckDBPyConnection:
+    """An empty database of this process, kept because opening one takes ten times as long as a
+    small question. A forked child needs one of its own, since threads do not pass a fork."""
+    config: dict[str, Any] = {
+        # Where DuckDB spills what does not fit into memory; its default is the current folder.
+        "temp_directory": tempfile.gettempdir(),
+        # Else it would keep what it read of manifests for as long as the process lives.
+        "enable_external_file_cache": False,
+        **dict(settings),
+    }
+    return duckdb.connect(config=config)
+
+
 def _files(tables: dict[str, pa.Table | Source]) -> dict[str, list[Path]]:
     """By name, the files of those tables that are read from files."""
     return {name: table.files() for name, table in tables.items() if isinstance(table, Source)}
@@ -80,9 +100,9 @@ def _opened(
     tables: dict[str, pa.Table | Source], files: dict[str, list[Path]], **settings: str
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that knows `tables` by their names."""
-    # Where DuckDB spills what does not fit into memory; its own default is the current folder.
-    config: dict[str, Any] = {"temp_directory": tempfile.gettempdir(), **settings}
-    with duckdb.connect(config=config) as connection:
+    with _lock:
+        connection = _database(os.getpid(), tuple(settings.items())).cursor()
+    with connection:
         for name, table in tables.items():
             if not isinstance(table, Source):
                 connection.register(name, table)
@@ -97,7 +117,7 @@ def _opened(
                     f"SELECT * FROM read_parquet([{listed}], union_by_name = true)"
                 )
             columns = ", ".join(f'"{column}"' for column in table.manifest.schema.names)
-            connection.sql(f"CREATE VIEW {name} AS SELECT {columns} FROM ({rows})")
+            connection.sql(f"CREATE TEMP VIEW {name} AS SELECT {columns} FROM ({rows})")
         yield connection
 
 

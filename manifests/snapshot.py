@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,16 +49,24 @@ class Snapshot:
             return self.manifest.empty()
         return parquet.read(self.path, self.manifest)
 
-    def replace(self, rows: pa.Table | Iterable[pa.Table], **metadata: str) -> bool:
+    def replace(
+        self,
+        rows: pa.Table | Iterable[pa.Table],
+        remarks: Mapping[str, str] | None = None,
+        **metadata: str,
+    ) -> bool:
         """Publish `rows` unless the snapshot already holds them; True when it was written.
 
         Rows must come in an order that depends on their content alone. `metadata` counts as
         content: the same rows made from other settings are written again. Rows that come in
-        several tables are never held all at once.
+        several tables are never held all at once. `remarks` are written beside the metadata and
+        do not count: they say why the snapshot was written.
         """
         tables = [rows] if isinstance(rows, pa.Table) else rows
         current = self.metadata()
-        unfinished = parquet.stage(tables, self.manifest, self.path, self.staging, **metadata)
+        unfinished = parquet.stage(
+            tables, self.manifest, self.path, self.staging, **metadata, **(remarks or {})
+        )
         same_metadata = current and all(current.get(k) == v for k, v in metadata.items())
         if same_metadata and parquet.equal(unfinished, self.path, self.manifest):
             discard(unfinished)

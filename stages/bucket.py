@@ -6,6 +6,7 @@ written only when they, or what they were made from, differ from what it holds.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 from manifests.errors import PipeError, UsageError
@@ -21,6 +22,7 @@ from omnigen_pipe.images.buckets import (
 from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.samples import (
     causes_of_absence,
+    changed_since_bucket,
     make_samples,
     samples_fingerprint,
     samples_settings,
@@ -51,8 +53,10 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     check_discovered(workspace.images, config.datasets)
     progress.note("bucket: reading images.parquet")
     images = workspace.images.source()
+    changes = changed_since_bucket(workspace) if workspace.samples.exists() else []
     changed = workspace.samples.replace(
         make_samples(images, config),
+        {"changes": json.dumps(changes)},
         # Taken first: were images replaced meanwhile, the samples would pass for stale ones.
         fingerprint=samples_fingerprint(images, config),
         settings=as_text(samples_settings(config)),

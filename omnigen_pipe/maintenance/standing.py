@@ -22,7 +22,6 @@ from omnigen_pipe.images.samples import (
     changed_since_bucket,
     make_samples,
     samples_fingerprint,
-    wanted_images,
 )
 from omnigen_pipe.images.survey import Survey
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
@@ -39,6 +38,27 @@ from omnigen_pipe.workspace import Workspace
 _MEMBER_BYTES = 2048
 
 _BYTES_PER_VALUE = {"fp16": 2, "fp32": 4}
+
+
+#: The columns of samples that decide whether two of them are the same.
+_SAMPLE_COLUMNS = [
+    "sample_id",
+    "dataset",
+    "split",
+    "path",
+    "content_hash",
+    "bucket",
+    "resize_width",
+    "resize_height",
+    "crop_left",
+    "crop_top",
+    "pixels_key",
+    "captions",
+    "prompt_keys",
+    "repeats",
+    "status",
+    "reason",
+]
 
 
 @dataclass
@@ -103,14 +123,16 @@ def of_bucket(
     """Samples as they would be made of `images`, against samples.parquet; and these samples."""
     standing = Standing("bucket", "samples")
     standing.why = changed_since_bucket(workspace) if workspace.samples.exists() else []
-    wanted = wanted_images(images, workspace.config)
-    fingerprint = samples_fingerprint(wanted)
+    fingerprint = samples_fingerprint(images, workspace.config)
     fresh = workspace.samples.metadata().get("fingerprint") == fingerprint
     if not fresh and workspace.samples.exists():
         standing.why.append("images or captions changed")
     samples: pa.Table | Source = workspace.samples.source()
     if not fresh or standing.why:
-        samples = make_samples(wanted, workspace.config)
+        parts = [part.select(_SAMPLE_COLUMNS) for part in make_samples(images, workspace.config)]
+        empty = workspace.samples.manifest.empty().select(_SAMPLE_COLUMNS)
+        samples = pa.concat_tables(parts) if parts else empty
+    columns = ", ".join(_SAMPLE_COLUMNS)
     rows = query(
         f"""
         SELECT count(*) FILTER (today.sample_id IS NULL) AS gone,
@@ -118,8 +140,8 @@ def of_bucket(
                    AND old IS DISTINCT FROM today) AS wanted,
                count(*) FILTER (old IS NOT DISTINCT FROM today) AS same,
                count(*) FILTER (today.status <> 'ok') AS left_out
-        FROM (SELECT {_SAMPLE_COLUMNS} FROM manifest) AS old
-        FULL JOIN (SELECT {_SAMPLE_COLUMNS} FROM samples) AS today USING (sample_id)
+        FROM (SELECT {columns} FROM manifest) AS old
+        FULL JOIN (SELECT {columns} FROM samples) AS today USING (sample_id)
         """,
         manifest=workspace.samples.source(),
         samples=samples,
@@ -128,12 +150,6 @@ def of_bucket(
     standing.failed, standing.unused = rows["left_out"], rows["gone"]
     standing.cost = {"rows to write": rows["wanted"] + rows["same"] if rows["wanted"] else 0}
     return standing, samples
-
-
-_SAMPLE_COLUMNS = (
-    "sample_id, dataset, split, path, content_hash, bucket, resize_width, resize_height, "
-    "crop_left, crop_top, pixels_key, captions, prompt_keys, repeats, status, reason"
-)
 
 
 def of_encode_vae(
