@@ -63,6 +63,11 @@ def stage(
     return path
 
 
+def fitted(table: pa.Table, manifest: Manifest) -> pa.Table:
+    """The manifest's columns of `table`, in its order and with its types; raises as `write`."""
+    return table.select(manifest.schema.names).cast(manifest.schema)
+
+
 @contextmanager
 def _filling(
     path: Path, manifest: Manifest, metadata: Mapping[str, str]
@@ -80,8 +85,7 @@ def _filling(
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as file:
 
         def add(table: pa.Table) -> None:
-            fitting = table.select(manifest.schema.names).cast(manifest.schema)
-            fitting = fitting.replace_schema_metadata(schema.metadata)
+            fitting = fitted(table, manifest).replace_schema_metadata(schema.metadata)
             file.write_table(fitting, row_group_size=ROW_GROUP)
 
         yield add

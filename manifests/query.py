@@ -85,9 +85,14 @@ def _database(process: int, settings: tuple[tuple[str, str], ...]) -> duckdb.Duc
         "temp_directory": tempfile.gettempdir(),
         # Else it would keep what it read of manifests for as long as the process lives.
         "enable_external_file_cache": False,
+        # Whatever a question needs comes with the library; nothing is to be fetched for it.
+        "autoinstall_known_extensions": False,
         **dict(settings),
     }
-    return duckdb.connect(config=config)
+    database = duckdb.connect(config=config)
+    # Footers are small, and one command reads those of a thousand fragments again and again.
+    database.sql("SET GLOBAL parquet_metadata_cache = true")
+    return database
 
 
 def _files(tables: dict[str, pa.Table | Source]) -> dict[str, list[Path]]:

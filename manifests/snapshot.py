@@ -62,12 +62,16 @@ class Snapshot:
         several tables are never held all at once. `remarks` are written beside the metadata and
         do not count: they say why the snapshot was written.
         """
-        tables = [rows] if isinstance(rows, pa.Table) else rows
         current = self.metadata()
+        same_metadata = current and all(current.get(k) == v for k, v in metadata.items())
+        tables: Iterable[pa.Table] = rows
+        if isinstance(rows, pa.Table):
+            if same_metadata and self.read().equals(parquet.fitted(rows, self.manifest)):
+                return False
+            tables = [rows]
         unfinished = parquet.stage(
             tables, self.manifest, self.path, self.staging, **metadata, **(remarks or {})
         )
-        same_metadata = current and all(current.get(k) == v for k, v in metadata.items())
         if same_metadata and parquet.equal(unfinished, self.path, self.manifest):
             discard(unfinished)
             return False

@@ -25,7 +25,7 @@ from omnigen_pipe.images.samples import (
 )
 from omnigen_pipe.images.survey import Survey
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
-from omnigen_pipe.latents.wanted import known_latents, wanted_latents, with_status
+from omnigen_pipe.latents.wanted import STATUS_COLUMNS, known_latents, wanted_latents, with_status
 from omnigen_pipe.maintenance.needs import needed_latents
 from omnigen_pipe.model_files import local_model_part
 from omnigen_pipe.prompts import tokenizer as tokenizers
@@ -165,7 +165,7 @@ def of_encode_vae(
         return standing
     inputs = vae_inputs(workspace, folder, remember=False)
     key = inputs_key(inputs)
-    latents = with_status(wanted, known_latents(workspace, key))
+    latents = with_status(wanted, known_latents(workspace, key, STATUS_COLUMNS))
     counts = query("SELECT status, count(*) AS n FROM latents GROUP BY status", latents=latents)
     by_status = {row["status"]: row["n"] for row in counts.to_pylist()}
     standing.current, standing.failed = by_status.get("ok", 0), by_status.get("failed", 0)
@@ -193,7 +193,11 @@ def _unused_latents(
         SELECT count(*) AS n, coalesce(sum(nbytes), 0)::BIGINT AS nbytes
         FROM latents ANTI JOIN needs USING (pixels_key, vae_key) WHERE status = 'ok'
         """,
-        latents=current_latents(workspace.latents.source(), workspace.root),
+        latents=current_latents(
+            workspace.latents.source(),
+            workspace.root,
+            columns=["pixels_key", "vae_key", "status", "nbytes"],
+        ),
         needs=needs,
     ).to_pylist()
     return row["n"], row["nbytes"]
@@ -280,14 +284,14 @@ def of_tokenize(workspace: Workspace, samples: pa.Table | Source) -> Standing:
         standing.missing = wanted.num_rows
         return standing
     tokenizer = tokenizers.load(folder)
-    missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key))
+    missing = missing_prompts(wanted, known_prompts(workspace, tokenizer.key, ["prompt_key"]))
     (row,) = query(
         """
         SELECT count(*) AS n FROM known
         WHERE (prompt_key, tokenizer_key) NOT IN (SELECT (prompt_key, $1) FROM wanted)
         """,
         tokenizer.key,
-        known=current_prompts(workspace.prompts.source()).select(["prompt_key", "tokenizer_key"]),
+        known=current_prompts(workspace.prompts.source(), columns=["prompt_key", "tokenizer_key"]),
         wanted=wanted.select(["prompt_key"]),
     ).to_pylist()
     standing.current = wanted.num_rows - missing.num_rows

@@ -169,7 +169,7 @@ def kill_at(moment: int, flushes: bool = True) -> None:
 
     really_open = io.open
     io.open = builtins.open = opening  # type: ignore[assignment]
-    calls = [(os, "mkdir"), (os, "rename"), (os, "unlink"), (pq, "write_table")]
+    calls = [(os, "mkdir"), (os, "rename"), (os, "unlink"), (pq.ParquetWriter, "close")]
     for module, name in [*calls, (os, "fsync")] if flushes else calls:
         setattr(module, name, stepping(getattr(module, name)))
 
@@ -181,6 +181,13 @@ def publish_often() -> None:
 
     stages.discover.FLUSH_SECONDS = 0.0
     stages.tokenize.CHUNK = 4
+
+
+def merge_always() -> None:
+    """Let a log count as crowded as soon as it has two fragments."""
+    import manifests.log
+
+    manifests.log.MERGE_AT = 1
 
 
 def note_encoded(path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -21,7 +22,10 @@ from effect import (
     effect,
     leftovers,
 )
+from pipeline_project import Project
 from writers import WRITERS, Writers, prepare
+
+from omnigen_pipe.workspace import Workspace
 
 #: Signal 9, as an exit status of multiprocessing.
 KILLED = -9
@@ -71,7 +75,7 @@ def _check_only_the_open_shard_was_lost(encoded: list[str], before: Effect, afte
     assert len({buckets[key] for key in lost}) <= 1
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [25, pytest.param(100, marks=pytest.mark.slow)])
 def test_encode_vae_killed_at_random_moments(many: Writers, tmp_path: Path, kills: int) -> None:
     """At so many moments, each drawn from the time that an undisturbed run takes."""
     generator = random.Random(7)
@@ -175,3 +179,50 @@ def test_each_writer_killed_before_and_after_each_step(
 ) -> None:
     kills = _check_killed_at_each_step(writer, four, tmp_path, count(1), flushes=True)
     assert kills >= 8, "a file is written, flushed, renamed, and its folder flushed, at least"
+
+
+def test_merging_killed_whenever_files_appear_or_move(four: Writers, tmp_path: Path) -> None:
+    """tokenize, which here leaves several fragments and then merges them."""
+    ready = four.workspace("tokenize", tmp_path / "ready")
+    often = forked.both(forked.publish_often, forked.merge_always)
+    for moment in count(2, 2):
+        here = Project(shutil.copytree(ready.root, tmp_path / str(moment)))
+        first = forked.both(often, partial(forked.kill_at, moment, False))
+        killed = forked.start(here.root, "tokenize", first=first).ended(status=None).status
+        check_whole(here.root)
+        check_growing(effect(ready.root), effect(here.root))
+        forked.start(here.root, "tokenize", first=often).ended()
+        check_equal(effect(here.root), four.expected["tokenize"])
+        if killed == 0:
+            break
+    log = Workspace.open(here.root).prompts
+    assert len(log.listing().current) == 1
+    assert len(log.listing().replaced) > 1
+
+
+@pytest.mark.parametrize(
+    "flushes", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["files", "every step"]
+)
+def test_gc_killed_at_each_step(many: Writers, tmp_path: Path, flushes: bool) -> None:
+    """It packs the small shards of a finished workspace, and deletes an orphan and leftovers."""
+    ready = many.workspace("tokenize", tmp_path / "ready")
+    shard = next(ready.root.glob("latents/*/*.tar"))
+    shutil.copy(shard, shard.with_name("0" * 32 + ".tar"))
+    (ready.root / "staging" / "left").mkdir(parents=True)
+    before = effect(ready.root)
+    collect = ("gc", "--yes", "--grace-hours", "0")
+    for moment in count(1) if flushes else count(2, 2):
+        here = Project(shutil.copytree(ready.root, tmp_path / str(moment)))
+        first = partial(forked.kill_at, moment, flushes)
+        status = forked.start(here.root, *collect, first=first).ended(status=None).status
+        assert status in (0, KILLED)
+        check_whole(here.root)
+        check_equal(effect(here.root), before)
+        here.run(*collect)
+        check_equal(effect(here.root), before)
+        check_nothing_twice(here.root)
+        assert leftovers(here.root) == ([], [])
+        assert len(list(here.root.glob("latents/*/*.tar"))) == 2, "one for each bucket"
+        if status == 0:
+            break
+    assert moment > 10, "tars, fragments and removals: there are more steps than that"

@@ -13,8 +13,13 @@ from forked import Child
 from pipeline_project import Project
 from writers import Writers, prepare
 
+from omnigen_pipe.workspace import Workspace
+
 #: Two processes that share nothing but the workspace.
 PLAIN = ([], [])
+
+#: Two that share the work out.
+WORKERS = (["--worker", "1/2"], ["--worker", "2/2"])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def _check_as_one(here: Project, writers: Writers) -> None:
     assert not again["changed"], "nothing is left to do"
 
 
-@pytest.mark.parametrize("encoders", [PLAIN])
+@pytest.mark.parametrize("encoders", [PLAIN, WORKERS], ids=["plain", "workers"])
 def test_together_they_do_what_one_does(
     writers: Writers, tmp_path: Path, encoders: Sequence[Sequence[str]]
 ) -> None:
@@ -49,12 +54,13 @@ def test_together_they_do_what_one_does(
         counts = summary["counts"]
         assert counts["encoded"] + counts["already there"] <= wanted
         assert not summary["failed"]
-    assert sum(summary["counts"]["encoded"] for summary in summaries) >= wanted
+    encoded = sum(summary["counts"]["encoded"] for summary in summaries)
+    assert encoded == wanted if encoders is WORKERS else encoded >= wanted
     assert leftovers(here.root) == ([], [])
     _check_as_one(here, writers)
 
 
-@pytest.mark.parametrize("encoders", [PLAIN])
+@pytest.mark.parametrize("encoders", [PLAIN, WORKERS], ids=["plain", "workers"])
 def test_one_is_killed_and_the_others_end_well(
     writers: Writers, tmp_path: Path, encoders: Sequence[Sequence[str]]
 ) -> None:
@@ -72,6 +78,24 @@ def test_one_is_killed_and_the_others_end_well(
     unfinished, orphans = leftovers(here.root)
     assert max(len(unfinished), len(orphans)) <= 1
     _check_as_one(here, writers)
+
+
+def test_gc_again_and_again_beside_encoders_and_readers(writers: Writers, tmp_path: Path) -> None:
+    here = writers.workspace("encode-vae", tmp_path / "workspace")
+    given_up = 0
+    with Reader(here.root) as reader:
+        encoders = _start(here, WORKERS)
+        while not all(child.ends_within(0) for child in encoders):
+            collected = forked.start(here.root, "gc", "--yes", "--json").json()
+            given_up += collected["counts"]["shards given up"]
+        for child in encoders:
+            child.ended()
+        here.run("gc", "--yes")
+    assert reader.looks > 0
+    _check_as_one(here, writers)
+    rows = Workspace.open(here.root).latents.read()
+    assert rows.num_rows == len(writers.expected["encode-vae"].latents), "packed, each once"
+    assert given_up > 0, "nothing was packed while they ran"
 
 
 @pytest.mark.slow
