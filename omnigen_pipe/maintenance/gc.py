@@ -191,6 +191,7 @@ def _planned(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
     """The summary of a dry run."""
     summary = _summary(workspace, plan, grace_seconds)
     if any(summary.counts.values()):
+        summary.unchanged = "planned"
         summary.notes.append("Nothing was changed: `omnigen-pipe gc --yes` does it.")
     return summary
 
@@ -219,6 +220,7 @@ def _summary(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
     summary = Summary(
         "gc",
         changed=False,
+        unchanged="nothing to collect",
         counts={
             "shards given up": plan.shards.num_rows,
             "latents moved": plan.moves.num_rows,
