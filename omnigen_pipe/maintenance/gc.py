@@ -20,7 +20,7 @@ from manifests.query import Source, query
 from manifests.views import current_latents
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.packing import Packed, pack
-from omnigen_pipe.latents.vae import vae_key
+from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.maintenance.needs import needed_latents
 from omnigen_pipe.maintenance.rubbish import delete, leftovers, orphans
 from omnigen_pipe.model_files import model_part
@@ -93,8 +93,8 @@ def _collect(
 
 def _needs(workspace: Workspace) -> pa.Table:
     """What is needed now; raises `PipeError` where samples.parquet does not say."""
-    vae = vae_key(workspace, model_part(workspace, "vae"))
-    return needed_latents(workspace, current_samples(workspace), vae)
+    inputs = vae_inputs(workspace, model_part(workspace, "vae"), remember=False)
+    return needed_latents(workspace, current_samples(workspace), inputs_key(inputs))
 
 
 def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: float) -> Plan:
