@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -12,13 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.errors import ManifestError
-from manifests.publish import publishing, unfinished
+from manifests.publish import publishing
 from manifests.schema import SCHEMA_VERSION, Manifest
 
 _PREFIX = "omnigen_pipe."
 
 #: Rows per row group: what a reader has to hold at once, and what two threads share out.
 ROW_GROUP = 100_000
+
+#: Rows that Arrow decodes at once where a file is read in parts: with more it keeps far more.
+_BATCH = 20_000
 
 
 def tool_version() -> str:
@@ -49,30 +52,6 @@ def writer(
 
     Where it ends by an exception nothing is published.
     """
-    with publishing(staging, final) as path, _filling(path, manifest, metadata) as add:
-        yield add
-
-
-def stage(
-    tables: Iterable[pa.Table], manifest: Manifest, final: Path, staging: Path, **metadata: str
-) -> Path:
-    """Write the rows of `tables` as `writer` does, without publishing them; their file."""
-    with unfinished(staging, final) as path, _filling(path, manifest, metadata) as add:
-        for table in tables:
-            add(table)
-    return path
-
-
-def fitted(table: pa.Table, manifest: Manifest) -> pa.Table:
-    """The manifest's columns of `table`, in its order and with its types; raises as `write`."""
-    return table.select(manifest.schema.names).cast(manifest.schema)
-
-
-@contextmanager
-def _filling(
-    path: Path, manifest: Manifest, metadata: Mapping[str, str]
-) -> Iterator[Callable[[pa.Table], None]]:
-    """Write the rows that are given to the value into the new file `path`."""
     entries = {
         "schema_version": str(SCHEMA_VERSION),
         "stage": manifest.stage,
@@ -82,11 +61,14 @@ def _filling(
         **metadata,
     }
     schema = manifest.schema.with_metadata({_PREFIX + k: v for k, v in entries.items()})
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as file:
+    with (
+        publishing(staging, final) as path,
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as unfinished,
+    ):
 
         def add(table: pa.Table) -> None:
             fitting = fitted(table, manifest).replace_schema_metadata(schema.metadata)
-            file.write_table(fitting, row_group_size=ROW_GROUP)
+            unfinished.write_table(fitting, row_group_size=ROW_GROUP)
 
         yield add
 
@@ -136,37 +118,36 @@ def read(path: Path, manifest: Manifest) -> pa.Table:
     return _completed(pq.read_table(path), manifest)
 
 
-def equal(path: Path, other: Path, manifest: Manifest) -> bool:
-    """Whether two manifest files hold the same rows in the same order; holds few of them at once.
+def reader(file: pq.ParquetFile, manifest: Manifest) -> Callable[[int], pa.Table]:
+    """A function that gives the next so many rows of a manifest file, fewer at its end.
 
-    Files may differ in how their rows are grouped, in their metadata, and in columns that only
-    one of them has, where the other one's are null.
+    Columns are those of `read`. Hardly more rows are in memory than are asked for.
     """
-    ours, theirs = (_rows(p, manifest) for p in (path, other))
-    mine, yours = next(ours, None), next(theirs, None)
-    while mine is not None and yours is not None:
-        number = min(mine.num_rows, yours.num_rows)
-        if not mine.slice(0, number).equals(yours.slice(0, number)):
-            return False
-        mine = mine.slice(number) if number < mine.num_rows else next(ours, None)
-        yours = yours.slice(number) if number < yours.num_rows else next(theirs, None)
-    return mine is yours is None
+    batches = file.iter_batches(_BATCH)
+    waiting = manifest.empty()
+
+    def take(number: int) -> pa.Table:
+        nonlocal waiting
+        while waiting.num_rows < number and (batch := next(batches, None)) is not None:
+            more = _completed(pa.Table.from_batches([batch]), manifest)
+            waiting = pa.concat_tables([waiting, more])
+        taken, waiting = waiting.slice(0, number), waiting.slice(number)
+        return taken
+
+    return take
 
 
-def _rows(path: Path, manifest: Manifest) -> Iterator[pa.Table]:
-    """The rows of a manifest file in tables of at most `ROW_GROUP` rows, none of them empty."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROW_GROUP):
-            if batch.num_rows:
-                yield _completed(pa.Table.from_batches([batch]), manifest)
+def fitted(table: pa.Table, manifest: Manifest) -> pa.Table:
+    """`table` as it is written: without further columns, and of the schema's types."""
+    return table.select(manifest.schema.names).cast(manifest.schema)
 
 
 def _completed(table: pa.Table, manifest: Manifest) -> pa.Table:
-    """`table` with the columns of `manifest` alone; those that it lacks are null."""
+    """`table` with null columns where it lacks one of `manifest`, fitted."""
     for field in manifest.schema:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(manifest.schema.names).cast(manifest.schema)
+    return fitted(table, manifest)
 
 
 def damage(path: Path) -> str | None:

@@ -99,36 +99,22 @@ def publish(staged_path: Path, final: Path) -> Path:
 
 
 @contextmanager
-def explained(final: Path) -> Iterator[None]:
-    """Within it an `OSError` becomes the `WriteError` that `final` could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(final, error) from error
-
-
-@contextmanager
-def unfinished(staging: Path, final: Path) -> Iterator[Path]:
-    """Yields a new name under `staging` for what will become `final`; see `publish`.
+def publishing(staging: Path, final: Path) -> Iterator[Path]:
+    """Yields a new name under `staging`; the file written there is then published as `final`.
 
     Raises `WriteError` where the disk is full or not writable. After any exception nothing is
     left in `staging`.
     """
-    with explained(final):
+    try:
         path = staged(staging, final)
         try:
             yield path
+            publish(path, final)
         except BaseException:
             discard(path)
             raise
-
-
-@contextmanager
-def publishing(staging: Path, final: Path) -> Iterator[Path]:
-    """The same, and in the end it is published as `final`."""
-    with unfinished(staging, final) as path:
-        yield path
-        publish(path, final)
+    except OSError as error:
+        raise WriteError(final, error) from error
 
 
 def discard(staged_path: Path) -> None:

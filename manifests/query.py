@@ -26,7 +26,7 @@ from manifests.keys import key, key_sql
 from manifests.schema import Manifest
 
 #: What DuckDB may hold while it streams, for it would fill all memory before it spills.
-STREAM_MEMORY = "512MB"
+STREAM_MEMORY = "256MB"
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests import parquet
 from manifests.errors import ManifestError
-from manifests.publish import discard, explained, publish
 from manifests.query import Source
 from manifests.schema import Manifest
 
@@ -59,22 +60,35 @@ class Snapshot:
 
         Rows must come in an order that depends on their content alone. `metadata` counts as
         content: the same rows made from other settings are written again. Rows that come in
-        several tables are never held all at once. `remarks` are written beside the metadata and
-        do not count: they say why the snapshot was written.
+        several tables are never held all at once, and nothing is written while they are those
+        that the snapshot holds. `remarks` are written beside the metadata and do not count: they
+        say why the snapshot was written.
         """
+        written = {**metadata, **(remarks or {})}
+        parts = iter([rows] if isinstance(rows, pa.Table) else rows)
         current = self.metadata()
-        same_metadata = current and all(current.get(k) == v for k, v in metadata.items())
-        tables: Iterable[pa.Table] = rows
-        if isinstance(rows, pa.Table):
-            if same_metadata and self.read().equals(parquet.fitted(rows, self.manifest)):
-                return False
-            tables = [rows]
-        unfinished = parquet.stage(
-            tables, self.manifest, self.path, self.staging, **metadata, **(remarks or {})
-        )
-        if same_metadata and parquet.equal(unfinished, self.path, self.manifest):
-            discard(unfinished)
-            return False
-        with explained(self.path):
-            publish(unfinished, self.path)
+        if not current or any(current.get(k) != v for k, v in metadata.items()):
+            self._write(parts, written)
+            return True
+        # Open to the end, should another process replace it meanwhile.
+        with pq.ParquetFile(self.path) as file:
+            take = parquet.reader(file, self.manifest)
+            sizes: list[int] = []
+            for part in parts:
+                part = parquet.fitted(part, self.manifest)
+                if not take(part.num_rows).equals(part):
+                    parts = itertools.chain([part], parts)
+                    break
+                sizes.append(part.num_rows)
+            else:
+                if take(1).num_rows == 0:
+                    return False
+            # What was made already and let go again is the same as what the file begins with.
+            begin = map(parquet.reader(file, self.manifest), sizes)
+            self._write(itertools.chain(begin, parts), written)
         return True
+
+    def _write(self, parts: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
+        with parquet.writer(self.manifest, self.path, self.staging, **metadata) as add:
+            for part in parts:
+                add(part)

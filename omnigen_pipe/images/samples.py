@@ -52,7 +52,7 @@ SAMPLE_OPTIONS = (
 )
 
 #: So many images are in memory at once.
-IMAGES_AT_ONCE = 100_000
+IMAGES_AT_ONCE = 50_000
 
 _OPTIONS = pa.schema(
     [
