@@ -17,13 +17,14 @@ from manifests.publish import make_folder
 
 @contextmanager
 def maintenance_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; the value is False where another process holds it already."""
+    """Hold the lock file `path`; the value is False where another process holds it already,
+    or the file system knows no locks."""
     make_folder(path.parent)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # held by another process, or a file system without locks
             yield False
         else:
             yield True

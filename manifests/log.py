@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from manifests import parquet
 from manifests.lock import maintenance_lock
-from manifests.publish import new_id
+from manifests.publish import is_id, new_id
 from manifests.query import Source
 from manifests.schema import Manifest
 
@@ -60,17 +60,20 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Listing:
-    """The fragments of a log at one time: those that count, those replaced, and other files.
+    """The fragments of a log at one time: those that count, and those replaced.
 
+    Files that cannot be read as manifests of ours are `torn` where they have a fragment's name,
+    and `foreign` otherwise.
     `successors` gives, for each name that was ever replaced, when its first successor came.
     """
 
     current: list[Fragment]
     replaced: list[Fragment]
+    torn: list[Path]
     foreign: list[Path]
     successors: dict[str, float]
 
-    def may_go(self, replaced: Fragment, grace_seconds: float) -> bool:
+    def may_go(self, replaced: Fragment, grace_seconds: float = GRACE_SECONDS) -> bool:
         """Whether a replaced fragment's first successor is older than `grace_seconds`."""
         return time.time() - self.successors[replaced.name] >= grace_seconds
 
@@ -91,6 +94,7 @@ class Log:
     def listing(self) -> Listing:
         """What lies in the folder now, by name. Raises `ManifestError` as `read_metadata` does."""
         found: list[Fragment] = []
+        torn: list[Path] = []
         foreign: list[Path] = []
         for path, facts in _parquet_files(self.folder):
             try:
@@ -98,7 +102,7 @@ class Log:
             except FileNotFoundError:
                 continue  # merged away between the listing and the reading
             if metadata is None:
-                foreign.append(path)
+                (torn if is_id(path.stem) else foreign).append(path)
             else:
                 found.append(Fragment(path, metadata, facts.st_mtime))
         successors: dict[str, float] = {}
@@ -108,6 +112,7 @@ class Log:
         return Listing(
             [fragment for fragment in found if fragment.name not in successors],
             [fragment for fragment in found if fragment.name in successors],
+            torn,
             foreign,
             successors,
         )
@@ -162,8 +167,12 @@ class Log:
         return final
 
     def merge_small(self) -> Path | None:
-        """Merge all fragments but the large ones; see `merge`."""
-        small = [f for f in self.listing().current if parquet.row_count(f.path) < LARGE_ROWS]
+        """Merge all fragments but the large ones, and damaged ones, which stay for all to see."""
+        small = [
+            fragment
+            for fragment in self.listing().current
+            if parquet.row_count(fragment.path) < LARGE_ROWS and not parquet.damage(fragment.path)
+        ]
         return self.merge(small) if len(small) > 1 else None
 
     def sweep(self, grace_seconds: float = GRACE_SECONDS) -> list[Path]:
@@ -223,14 +232,15 @@ def _inputs(fragments: list[Fragment]) -> dict[str, dict[str, Any]]:
 
 
 def merge_if_crowded(log: Log, lock: Path) -> Path | None:
-    """Merge the small fragments of `log` where they have become many, and sweep what is old.
+    """Merge the small fragments of `log` where they have become many; sweep those long replaced.
 
     Does nothing where another process is at it: that one's work serves as well.
     """
-    if not log.is_crowded():
+    listing = log.listing()
+    if not log.is_crowded() and not any(listing.may_go(f) for f in listing.replaced):
         return None
     with maintenance_lock(lock) as held:
         if not held:
             return None
         log.sweep()
-        return log.merge_small()
+        return log.merge_small() if log.is_crowded() else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -113,9 +113,35 @@ def read_metadata(path: Path, manifest: Manifest) -> dict[str, str] | None:
 def read(path: Path, manifest: Manifest) -> pa.Table:
     """The rows of a manifest file, with the schema's columns in the schema's order.
 
-    Columns that a later version added are null where an earlier one wrote the file.
+    Columns that a later version added are null where an earlier one wrote the file. Raises
+    `ManifestError` where the file is damaged; `FileNotFoundError` passes through.
     """
-    return _completed(pq.read_table(path), manifest)
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise damaged(path, manifest, str(error).splitlines()[0]) from error
+    return _completed(table, manifest)
+
+
+def damaged(path: Path, manifest: Manifest, fault: str) -> ManifestError:
+    """The error for a manifest file with a `fault`, with what to do."""
+    return ManifestError(
+        f"{path} is damaged: {fault}. Move it away and run `omnigen-pipe {manifest.stage}`, which "
+        "makes again what it held."
+    )
+
+
+def check_undamaged(paths: Iterable[Path], manifest: Manifest) -> None:
+    """Read `paths` from end to end; raises `ManifestError` for one that is damaged.
+
+    Questions are answered without it, since it reads every byte: ask where a wrong answer would
+    last, or would delete something.
+    """
+    for path in paths:
+        if fault := damage(path):
+            raise damaged(path, manifest, fault)
 
 
 def reader(file: pq.ParquetFile, manifest: Manifest) -> Callable[[int], pa.Table]:
@@ -157,6 +183,8 @@ def damage(path: Path) -> str | None:
     """
     try:
         pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        return None
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         return str(error).splitlines()[0]
     return None

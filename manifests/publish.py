@@ -44,6 +44,14 @@ def new_id() -> str:
     return uuid.UUID(int=value | number & (1 << 62) - 1).hex
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` is of the form that `new_id` gives."""
+    try:
+        return uuid.UUID(text).hex == text
+    except ValueError:
+        return False
+
+
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, so that a rename into it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)

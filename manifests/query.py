@@ -21,7 +21,6 @@ import duckdb
 import pyarrow as pa
 
 from manifests import parquet
-from manifests.errors import ManifestError
 from manifests.keys import key, key_sql
 from manifests.schema import Manifest
 
@@ -135,10 +134,7 @@ def _name_damage(
         assert isinstance(table, Source)  # only these have files
         for path in paths:
             if fault := parquet.damage(path):
-                raise ManifestError(
-                    f"{path} is damaged: {fault}. Move it away and run `omnigen-pipe "
-                    f"{table.manifest.stage}`, which makes again what it held."
-                ) from error
+                raise parquet.damaged(path, table.manifest, fault) from error
 
 
 def fingerprint(

@@ -67,7 +67,8 @@ class Snapshot:
         written = {**metadata, **(remarks or {})}
         parts = iter([rows] if isinstance(rows, pa.Table) else rows)
         current = self.metadata()
-        if not current or any(current.get(k) != v for k, v in metadata.items()):
+        changed = any(current.get(k) != v for k, v in metadata.items())
+        if not current or changed or parquet.damage(self.path):
             self._write(parts, written)
             return True
         # Open to the end, should another process replace it meanwhile.

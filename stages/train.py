@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from manifests.errors import PipeError, UsageError
 from manifests.keys import key
+from manifests.parquet import check_undamaged
 from omnigen_pipe.config import LokrConfig, read_lycoris_config
 from omnigen_pipe.latents.vae import scaling_factor, vae_key
 from omnigen_pipe.model_files import model_part
@@ -97,6 +98,7 @@ def _transformer_key(workspace: Workspace) -> str:
 
 def _freeze(workspace: Workspace, this: Run, lokr: LokrConfig, allow_missing: bool) -> None:
     """Freeze the samples of a new run, and how many were left out by reason."""
+    _check_manifests(workspace)
     found, metadata = _join(workspace)
     if found.incomplete and not allow_missing:
         lacking = {"encode-vae": found.lacking_latent, "tokenize": found.lacking_prompt}
@@ -120,6 +122,14 @@ def _freeze(workspace: Workspace, this: Run, lokr: LokrConfig, allow_missing: bo
     }
     this.write_settings(workspace, frozen_settings(workspace.config.train, lokr))
     freeze(found.table, this.samples, workspace.staging, metadata)
+
+
+def _check_manifests(workspace: Workspace) -> None:
+    """Raise `ManifestError` where a manifest is damaged: what is frozen of it would stay wrong."""
+    if workspace.samples.exists():
+        check_undamaged([workspace.samples.path], workspace.samples.manifest)
+    for log in (workspace.latents, workspace.prompts):
+        check_undamaged(log.fragments(), log.manifest)
 
 
 def _data_changes(workspace: Workspace, this: Run) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.query import fingerprint
+from omnigen_pipe.latents.checking import check_shard
 from omnigen_pipe.latents.shards import (
     FACTS_SUFFIX,
     ShardError,
@@ -29,12 +30,9 @@ from omnigen_pipe.workspace import Workspace
 
 @dataclass
 class Packed:
-    """What became of the old shards: those whose latents all lie in new ones too, and the faults
-    of the others."""
+    """What became of the latents: the `faults` of shards that do not lie in new ones whole."""
 
-    emptied: list[str] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
-    latents: int = 0
     bytes_written: int = 0
 
 
@@ -42,11 +40,13 @@ def pack(
     rows: pa.Table,
     workspace: Workspace,
     inputs: dict[str, dict[str, Any]],
+    marked: set[str],
     advance: Callable[[int], object],
 ) -> Packed:
     """Write the latents of `rows` of the log, all `ok`, once more, into as few shards as fit.
 
-    `inputs` says what each vae_key is made of. A shard with a latent that cannot be read right
+    `inputs` says what each vae_key is made of; the shards in `marked` are known to hold damage
+    elsewhere. A shard with a latent that cannot be read right
     is left out with its fault. Raises `OSError` where new shards cannot be written; the old
     ones lie where they were.
     """
@@ -64,12 +64,9 @@ def pack(
         with ShardWriter(workspace, vae_key, metadata, clock=lambda: 0.0) as writer:
             for shard, in_shard in groupby(moving, lambda row: str(row["shard"])):
                 try:
-                    number = _copy(shard, list(in_shard), workspace, writer, advance)
-                except (ShardError, tarfile.TarError, KeyError, ValueError) as error:
+                    _copy(shard, list(in_shard), shard in marked, workspace, writer, advance)
+                except (ShardError, tarfile.TarError, KeyError, ValueError, OSError) as error:
                     done.faults[shard] = str(error)
-                else:
-                    done.emptied.append(shard)
-                    done.latents += number
         done.bytes_written += writer.bytes_written
     return done
 
@@ -77,12 +74,16 @@ def pack(
 def _copy(
     shard: str,
     rows: list[dict[str, Any]],
+    marked: bool,
     workspace: Workspace,
     writer: ShardWriter,
     advance: Callable[[int], object],
-) -> int:
-    """Add the latents of `rows`, all of `shard`, to `writer`; returns how many."""
+) -> None:
+    """Add the latents of `rows`, all of `shard`, to `writer`."""
     path = shard_path(workspace.root, shard)
+    for problem in check_shard(path, rows, marked=marked).problems:
+        if problem:
+            raise ShardError(f"{path}: {problem}.")
     with tarfile.open(path, "r:") as tar:
         for row in rows:
             member = tar.extractfile(row["pixels_key"] + FACTS_SUFFIX)
@@ -101,4 +102,3 @@ def _copy(
             )
             writer.add(row["pixels_key"], row["bucket"], latent, facts)
             advance(row["nbytes"])
-    return len(rows)

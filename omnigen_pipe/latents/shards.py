@@ -25,6 +25,7 @@ import pyarrow as pa
 import xxhash
 
 from manifests.errors import PipeError, WriteError
+from manifests.log import merge_if_crowded
 from manifests.publish import discard, new_id, publish, staged
 from manifests.schema import LATENTS
 from omnigen_pipe.workspace import Workspace
@@ -37,6 +38,9 @@ FACTS_SUFFIX = ".json"
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 _MEBIBYTE = 1024 * 1024
+
+#: After so many fragments a writer looks whether the log is crowded: once in hours.
+_LOOK_EVERY = 250
 
 
 class ShardError(PipeError):
@@ -159,6 +163,7 @@ class ShardWriter:
         self._failures: list[dict[str, Any]] = []
         self._failing_since = 0.0
         self._broken = False
+        self._published = 0
         #: Bytes of the tars published so far.
         self.bytes_written = 0
 
@@ -249,6 +254,9 @@ class ShardWriter:
         )
         self.bytes_written += shard.nbytes if shard else 0
         self._shard, self._failures, self._broken = None, [], False
+        self._published += 1
+        if self._published % _LOOK_EVERY == 0:
+            merge_if_crowded(self._workspace.latents, self._workspace.maintenance_lock)
 
     def _open(self, bucket: str) -> _Shard:
         shard_id = new_id()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.errors import PipeError, UsageError
 from manifests.query import query
@@ -42,8 +44,8 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
         raise UsageError(_unknown(workspace, wanted, roots))
     if len(samples) > _MOST:
         raise UsageError(f"{len(samples)} samples begin with {wanted}: give more of the sample_id.")
-    latents, vae_key = _latents(workspace)
-    prompts = _prompts(workspace)
+    latents, vae_key = _latents(workspace, [row["pixels_key"] for row in samples])
+    prompts = _prompts(workspace, [key for row in samples for key in row["prompt_keys"]])
     return [
         {
             **{name: row[name] for name in ("sample_id", "dataset", "path", "split")},
@@ -157,22 +159,26 @@ def _geometry(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in (*names, "pixels_key")}
 
 
-def _latents(workspace: Workspace) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """The latents of today's VAE that count, by pixels_key, and the VAE's key if it is here."""
+def _latents(
+    workspace: Workspace, keys: list[str | None]
+) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Those of the latents `keys` that count, by pixels_key, and the VAE's key if it is here."""
     folder = local_model_part(workspace, "vae")
     if folder is None:
         return {}, None
     key = inputs_key(vae_inputs(workspace, folder, remember=False))
-    rows = known_latents(workspace, key).to_pylist()
+    known = known_latents(workspace, key)
+    rows = known.filter(pc.is_in(known["pixels_key"], pa.array(keys, pa.string()))).to_pylist()
     return {row["pixels_key"]: row for row in rows}, key
 
 
-def _prompts(workspace: Workspace) -> dict[str, dict[str, Any]]:
-    """Ids and length of the prompts of today's tokenizer, by prompt_key."""
+def _prompts(workspace: Workspace, keys: list[str]) -> dict[str, dict[str, Any]]:
+    """Ids and length of the prompts `keys` of today's tokenizer, by prompt_key."""
     folder = local_model_part(workspace, "tokenizer")
     if folder is None:
         return {}
-    rows = known_prompts(workspace, tokenizers.load(folder).key).to_pylist()
+    known = known_prompts(workspace, tokenizers.load(folder).key)
+    rows = known.filter(pc.is_in(known["prompt_key"], pa.array(keys, pa.string()))).to_pylist()
     names = ("tokenizer_key", "length", "input_ids")
     return {row["prompt_key"]: {name: row[name] for name in names} for row in rows}
 

@@ -12,19 +12,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from manifests import parquet
 from manifests.errors import PipeError
 from manifests.lock import maintenance_lock
 from manifests.log import GRACE_SECONDS, Listing
-from manifests.query import Source, query
+from manifests.parquet import check_undamaged
+from manifests.query import Source, fingerprint, query
 from manifests.views import current_latents
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.packing import Packed, pack
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
-from omnigen_pipe.maintenance.needs import needed_latents
+from omnigen_pipe.maintenance.needs import needed_by_runs, needed_latents
 from omnigen_pipe.maintenance.rubbish import delete, leftovers, orphans
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -33,6 +37,9 @@ LIVE_SHARE = 0.5
 
 #: A shard smaller than this share of `shard_size_mb` is packed with others.
 SMALL_SHARE = 0.25
+
+#: Why a shard with places that `verify --repair` marked is given up.
+DAMAGED = "it holds damaged latents"
 
 _MEBIBYTE = 1024 * 1024
 
@@ -58,8 +65,9 @@ def run(
 ) -> Summary:
     """Say what can go, and with `yes` remove it.
 
-    Raises `PipeError` where it is not known what is needed, or the needs change meanwhile.
+    Raises `PipeError` where it is not known what is needed, or what is there.
     """
+    _check_logs(workspace)
     if not yes:
         plan = _plan(workspace, workspace.latents.listing(), _needs(workspace), live_share)
         return _planned(workspace, plan, grace_seconds)
@@ -75,20 +83,54 @@ def run(
 def _collect(
     workspace: Workspace, progress: Progress, grace_seconds: float, live_share: float
 ) -> Summary:
-    before = workspace.latents.listing()
     needs = _needs(workspace)
+    _rescue(workspace, needs)
+    before = workspace.latents.listing()
     plan = _plan(workspace, before, needs, live_share)
+    marked = set(plan.shards.filter(pc.equal(plan.shards["why"], DAMAGED))["shard"].to_pylist())
     with progress.task("gc: bytes moved", _total(plan.moves)) as advance:
-        packed = pack(plan.moves, workspace, workspace.latents.inputs(), advance)
+        packed = pack(plan.moves, workspace, workspace.latents.inputs(), marked, advance)
     if plan.shards.num_rows:
-        # Whatever came into use while latents moved must not go.
-        if not _needs(workspace).equals(needs):
-            raise PipeError(
-                "What is needed changed while gc was at work, and nothing was removed. Run it "
-                "again when no other command changes samples.parquet or starts a run."
-            )
-        _commit(workspace, before, plan, packed, needs)
+        _commit(workspace, before, plan, set(packed.faults), needs)
+        # What came into use meanwhile, say by a run that froze its samples, comes back.
+        _rescue(workspace, needed_by_runs(workspace))
     return _collected(workspace, plan, packed, grace_seconds)
+
+
+def _check_logs(workspace: Workspace) -> None:
+    """Raise `PipeError` where a log cannot be trusted to say what is needed and what is there."""
+    for log in (workspace.files, workspace.latents, workspace.prompts):
+        listing = log.listing()
+        if listing.torn:
+            raise PipeError(
+                f"{listing.torn[0]} is damaged, and what it held is not known: its shards would "
+                f"pass for orphans. Restore it, or move it away and run `omnigen-pipe "
+                f"{log.manifest.stage}`; then run gc again."
+            )
+    check_undamaged(workspace.latents.fragments(), workspace.latents.manifest)
+    if workspace.samples.exists():
+        check_undamaged([workspace.samples.path], workspace.samples.manifest)
+
+
+def _rescue(workspace: Workspace, needs: pa.Table) -> None:
+    """Append again what `needs` of the latents that only replaced fragments still name."""
+    listing, log = workspace.latents.listing(), workspace.latents
+    if not listing.replaced:
+        return
+    every = Source(log.manifest, lambda: [f.path for f in (*listing.current, *listing.replaced)])
+    rows = query(
+        """
+        SELECT * FROM before SEMI JOIN needs USING (pixels_key, vae_key)
+        ANTI JOIN (SELECT pixels_key, vae_key FROM now WHERE status = 'ok')
+            USING (pixels_key, vae_key)
+        WHERE status = 'ok'
+        """,
+        before=current_latents(every, workspace.root),
+        now=current_latents(log.source(), workspace.root),
+        needs=needs,
+    )
+    if rows.num_rows:
+        log.append(rows, inputs=as_text(log.inputs()), fingerprint=fingerprint(rows, ["shard"]))
 
 
 def _needs(workspace: Workspace) -> pa.Table:
@@ -131,7 +173,7 @@ def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: f
             SELECT every.*, coalesce(live, 0)::BIGINT AS live,
                    coalesce(live_nbytes, 0)::BIGINT AS live_nbytes,
                    CASE WHEN coalesce(live, 0) = 0 THEN 'nothing in it is needed'
-                        WHEN shard IN (FROM damaged) THEN 'it holds damaged latents'
+                        WHEN shard IN (FROM damaged) THEN $4
                         WHEN live_nbytes < $1 * array_nbytes THEN 'most of it is not needed'
                         WHEN nbytes < $2 * $3 THEN 'it is small' END AS why
             FROM every LEFT JOIN live USING (shard)
@@ -149,6 +191,7 @@ def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: f
         live_share,
         SMALL_SHARE,
         workspace.config.vae.shard_size_mb * _MEBIBYTE,
+        DAMAGED,
         latents=latents,
         live=live.select(["shard", "nbytes"]),
         missed=missed,
@@ -164,12 +207,11 @@ def _plan(workspace: Workspace, listing: Listing, needs: pa.Table, live_share: f
 
 
 def _commit(
-    workspace: Workspace, before: Listing, plan: Plan, packed: Packed, needs: pa.Table
+    workspace: Workspace, before: Listing, plan: Plan, kept: set[str], needs: pa.Table
 ) -> None:
-    """Publish the log without the shards that go; see the module."""
-    kept = set(packed.faults)
-    going = [shard for shard in plan.shards["shard"].to_pylist() if shard not in kept]
-    gone = pa.table({"shard": pa.array(going, pa.string())})
+    """Publish the log without the shards that go, except those `kept`; see the module."""
+    going = {shard for shard in plan.shards["shard"].to_pylist() if shard not in kept}
+    gone = pa.table({"shard": pa.array(sorted(going), pa.string())})
 
     def keep(rows: pa.Table) -> pa.Table:
         return query(
@@ -183,8 +225,10 @@ def _commit(
             gone=gone,
         )
 
-    # What others appended since `before` stays as it is; what gc moved is in fragments of its own.
-    workspace.latents.merge(before.current, keep)
+    # The others stay as they are, and so does what others appended since `before`.
+    named = ((f, parquet.read(f.path, workspace.latents.manifest)) for f in before.current)
+    concerned = [f for f, rows in named if not going.isdisjoint(rows["shard"].to_pylist())]
+    workspace.latents.merge(concerned, keep)
 
 
 def _planned(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
@@ -252,4 +296,4 @@ def _summary(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
 
 def _total(rows: pa.Table) -> int:
     """The bytes of `rows` together."""
-    return sum(rows["nbytes"].to_pylist())
+    return int(pc.sum(rows["nbytes"]).as_py() or 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from manifests import parquet
 from manifests.errors import ManifestError
+from manifests.publish import is_id
 from manifests.query import Source, query
 from manifests.schema import Manifest
 from omnigen_pipe.progress import Progress
@@ -120,7 +120,7 @@ def _problem(path: Path, manifest: Manifest) -> str | None:
     metadata = parquet.read_metadata(path, manifest)
     damage = parquet.damage(path)
     if metadata is None:
-        ours = path.parent.name != manifest.name or _named_as_fragment(path)
+        ours = path.parent.name != manifest.name or is_id(path.stem)
         if damage and (ours or _begins_as_parquet(path)):
             return damage
         return "it does not say that omnigen-pipe wrote it" if ours else None
@@ -135,14 +135,6 @@ def _problem(path: Path, manifest: Manifest) -> str | None:
         if schema.field(name).type != manifest.schema.field(name).type:
             return f"its column {name} holds {schema.field(name).type}"
     return ""
-
-
-def _named_as_fragment(path: Path) -> bool:
-    """Whether a file has the name that `manifests.publish.new_id` gives, a UUIDv7 in hex."""
-    try:
-        return uuid.UUID(path.stem).hex == path.stem
-    except ValueError:
-        return False
 
 
 def _begins_as_parquet(path: Path) -> bool:

@@ -22,11 +22,17 @@ def needed_latents(workspace: Workspace, samples: pa.Table | Source, vae_key: st
         vae_key,
         samples=samples,
     )
-    runs = [_of_run(path) for path in sorted(workspace.root.glob("runs/*/samples.arrow"))]
     return query(
         "SELECT DISTINCT pixels_key, vae_key FROM needs ORDER BY ALL",
-        needs=pa.concat_tables([wanted, *runs]),
+        needs=pa.concat_tables([wanted, needed_by_runs(workspace)]),
     )
+
+
+def needed_by_runs(workspace: Workspace) -> pa.Table:
+    """`pixels_key` and `vae_key` of the latents that runs have frozen."""
+    names = pa.schema([("pixels_key", pa.string()), ("vae_key", pa.string())])
+    runs = [_of_run(path) for path in sorted(workspace.root.glob("runs/*/samples.arrow"))]
+    return pa.concat_tables([names.empty_table(), *runs])
 
 
 def _of_run(path: Path) -> pa.Table:

@@ -61,7 +61,7 @@ def orphans(workspace: Workspace, grace_seconds: float = GRACE_SECONDS) -> Rubbi
 def _named(workspace: Workspace, fragments: list[Fragment]) -> set[str]:
     """The shards that `fragments` name."""
     rows = query(
-        "SELECT DISTINCT shard FROM latents WHERE shard IS NOT NULL",
+        "SELECT DISTINCT shard FROM latents WHERE status = 'ok'",
         latents=Source(workspace.latents.manifest, lambda: [f.path for f in fragments]),
     )
     return set(rows["shard"].to_pylist())

@@ -10,13 +10,14 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from manifests.errors import ManifestError, PipeError, UsageError
 from manifests.query import Source, query
 from manifests.views import current_latents, current_prompts
 from omnigen_pipe import settings
-from omnigen_pipe.config import read_lycoris_config
+from omnigen_pipe.config import TrainConfig, read_lycoris_config
 from omnigen_pipe.images.catalogue import changed_since_discover
 from omnigen_pipe.images.samples import (
     changed_since_bucket,
@@ -30,7 +31,8 @@ from omnigen_pipe.maintenance.needs import needed_latents
 from omnigen_pipe.model_files import local_model_part
 from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts
-from omnigen_pipe.training.frozen import FrozenSamples
+from omnigen_pipe.training.frozen import TRAINED_SPLITS, FrozenSamples, total_steps
+from omnigen_pipe.training.order import steps_per_epoch
 from omnigen_pipe.training.run import Run, check_settings, frozen_settings
 from omnigen_pipe.workspace import Workspace
 
@@ -72,6 +74,7 @@ class Standing:
     missing: int = 0
     failed: int = 0
     unused: int = 0
+    unused_bytes: int = 0
     why: list[str] = field(default_factory=list)
     cost: dict[str, int] = field(default_factory=dict)
 
@@ -170,12 +173,11 @@ def of_encode_vae(
     by_status = {row["status"]: row["n"] for row in counts.to_pylist()}
     standing.current, standing.failed = by_status.get("ok", 0), by_status.get("failed", 0)
     standing.missing = by_status.get(None, 0)
-    standing.unused, unused_bytes = _unused_latents(workspace, samples, key, standing)
+    standing.unused, standing.unused_bytes = _unused_latents(workspace, samples, key, standing)
     if standing.missing:
         missing = query("SELECT * FROM latents WHERE status IS NULL", latents=latents)
         standing.why += _why_missing(workspace, missing, key, inputs)
         standing.cost = _encoding_cost(workspace, missing, images)
-    standing.cost |= {"bytes no longer used": unused_bytes}
     return standing
 
 
@@ -315,8 +317,8 @@ def of_tokenize(workspace: Workspace, samples: pa.Table | Source) -> Standing:
     return standing
 
 
-def of_train(workspace: Workspace) -> Standing:
-    """Steps of the configured run."""
+def of_train(workspace: Workspace, samples: pa.Table | Source) -> Standing:
+    """Steps of the configured run, which would freeze `samples` where it has not begun."""
     config = workspace.config.train
     standing = Standing("train", "steps")
     run = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
@@ -326,7 +328,8 @@ def of_train(workspace: Workspace) -> Standing:
         checkpoint, notes = run.resume_point("latest")
         standing.why += notes
         if not run.has_begun():
-            standing.missing = config.max_train_steps
+            standing.missing = _steps(config, samples)
+            standing.cost = {"steps to train": standing.missing}
             standing.why.append(f"the run {run.name} has no checkpoint yet")
             return standing
         check_settings(run.name, run.settings(), frozen_settings(config, lokr))
@@ -338,3 +341,18 @@ def of_train(workspace: Workspace) -> Standing:
     standing.missing = max(0, total - standing.current)
     standing.cost = {"steps to train": standing.missing}
     return standing
+
+
+def _steps(config: TrainConfig, samples: pa.Table | Source) -> int:
+    """The steps of a run that would freeze `samples` now."""
+    rows = query(
+        "SELECT bucket, repeats FROM samples WHERE status = 'ok' AND list_contains($1, split)",
+        list(TRAINED_SPLITS),
+        samples=samples,
+    )
+    buckets = rows["bucket"].combine_chunks().dictionary_encode().indices.to_numpy()
+    batch, micro = config.train_batch_size, config.gradient_accumulation_steps
+    epoch = steps_per_epoch(
+        buckets.astype(np.int64), rows["repeats"].to_numpy().astype(np.int64), batch, micro
+    )
+    return total_steps(config, epoch)

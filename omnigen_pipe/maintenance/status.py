@@ -55,7 +55,7 @@ def run(workspace: Workspace, progress: Progress, quick: bool = False) -> Status
         bucket,
         standing.of_encode_vae(workspace, samples, found.images),
         standing.of_tokenize(workspace, samples),
-        standing.of_train(workspace),
+        standing.of_train(workspace, samples),
     ]
     notes = [*found.notes, *_notes(workspace)]
     if found.unread:
@@ -74,8 +74,14 @@ def _notes(workspace: Workspace) -> list[str]:
         name = log.manifest.name
         if listing.foreign:
             notes.append(
-                f"manifests/{name}: {len(listing.foreign)} files are no manifests of omnigen-pipe, "
-                f"or torn, and are ignored, such as {listing.foreign[0].name}."
+                f"manifests/{name}: {len(listing.foreign)} files are no manifests of omnigen-pipe "
+                f"and are ignored, such as {listing.foreign[0].name}."
+            )
+        if listing.torn:
+            notes.append(
+                f"manifests/{name}: {len(listing.torn)} fragments are damaged and what they held "
+                f"does not count, such as {listing.torn[0].name}. Restore them, or move them away "
+                f"and run `omnigen-pipe {log.manifest.stage}`."
             )
         if len(listing.current) > MERGE_AT:
             notes.append(
@@ -107,6 +113,8 @@ def show(status: Status) -> None:
     for stage in status.stages:
         for why in stage.why:
             console.print(f"  {stage.stage}: {why}", markup=False)
+        if stage.unused_bytes:
+            console.print(f"  {stage.stage}: {stage.unused_bytes:,} bytes are no longer used")
         cost = ", ".join(f"{number:,} {name}" for name, number in stage.cost.items() if number)
         if cost:
             console.print(f"  {stage.stage} would cost: {cost}", markup=False)

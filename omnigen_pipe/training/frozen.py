@@ -122,6 +122,12 @@ def freeze(table: pa.Table, path: Path, staging: Path, metadata: Mapping[str, st
     publish(unfinished, path)
 
 
+def total_steps(config: TrainConfig, per_epoch: int) -> int:
+    """Optimizer steps of a run of `per_epoch` steps an epoch; 0 where `config` says no end."""
+    ends = (config.max_train_steps, config.num_train_epochs * per_epoch)
+    return min((end for end in ends if end > 0), default=0)
+
+
 def read(path: Path) -> tuple[pa.Table, dict[str, str]]:
     """All frozen samples in `path`, mapped, and their metadata.
 
@@ -183,8 +189,7 @@ class FrozenSamples:
 
     def total_steps(self, config: TrainConfig) -> int:
         """Optimizer steps of the whole run: the earlier of its two ends."""
-        epochs = config.num_train_epochs * self.steps_per_epoch(config)
-        return min(end for end in (config.max_train_steps, epochs) if end > 0)
+        return total_steps(config, self.steps_per_epoch(config))
 
     def left_out(self) -> dict[str, int]:
         """How many samples the run was frozen without, by reason."""

@@ -375,6 +375,13 @@ def test_a_status_before_anything_was_done(tmp_path: Path, small_omnigen: Path) 
     assert "up to date" not in text
 
 
+def test_a_run_that_counts_in_epochs_is_to_be_done(cache: Cache) -> None:
+    path = cache.root / "omnigen-pipe.toml"
+    path.write_text(path.read_text().replace("max_train_steps = 1", "num_train_epochs = 3"))
+    assert cache.status()["train"]["missing"] == 3 * 8
+    assert cache.project.json("status")["up_to_date"] is False
+
+
 def test_a_quick_status_does_not_look_at_the_pictures(cache: Cache) -> None:
     shutil.rmtree(cache.root / "cats")
     quick = {s["stage"]: s for s in cache.project.json("status", "--quick")["stages"]}

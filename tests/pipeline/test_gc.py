@@ -17,6 +17,7 @@ import webdataset
 from PIL import Image
 from pipeline_project import Project
 
+import omnigen_pipe.maintenance.gc as collection
 from manifests.lock import maintenance_lock
 from manifests.views import current_latents
 from omnigen_pipe.latents.shards import read_latent, shard_path
@@ -242,3 +243,74 @@ def test_a_stale_workspace_and_a_busy_one_are_refused(here: Project) -> None:
         assert "Another process" in here.run("gc", "--yes", status=1).stderr
         here.run("gc")
     here.run("gc", "--yes")
+
+
+def test_a_torn_fragment_is_no_reason_to_delete_its_shards(here: Project) -> None:
+    gc(here)
+    fragment = Workspace.open(here.root).latents.merge_small()
+    assert fragment is not None
+    whole = fragment.read_bytes()
+    for broken in (whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:], whole[:100]):
+        fragment.write_bytes(broken)
+        for path in here.root.rglob("*"):
+            if path != fragment:
+                os.utime(path, (time.time() - 2 * DAY,) * 2)
+        for arguments in (("gc",), ("gc", "--yes", "--grace-hours", "0")):
+            assert f"{fragment} is damaged" in here.run(*arguments, status=1).stderr
+        assert any(fragment.name in note for note in here.json("status")["notes"])
+    fragment.write_bytes(whole)
+    assert len(latents(here)) == 8
+
+
+def test_a_damaged_page_is_neither_merged_nor_believed(here: Project) -> None:
+    here.run("tokenize")
+    log = Workspace.open(here.root).latents
+    fragment = log.fragments()[0]
+    data = bytearray(fragment.read_bytes())
+    data[60] ^= 1
+    fragment.write_bytes(data)
+    log.merge_small()
+    assert fragment in log.fragments()
+    for arguments in (("gc", "--yes"), ("train",)):
+        assert f"{fragment} is damaged" in here.run(*arguments, status=1).stderr
+    assert not list(here.root.glob("runs/*/samples.arrow"))
+
+
+def test_what_a_run_freezes_meanwhile_comes_back(
+    here: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.run("tokenize")
+    needed = latents(here)
+    edit(here, "resolution = 64", "resolution = 48")
+    prepare(here)
+    commit = collection._commit
+
+    def freezing(*arguments: Any) -> None:
+        edit(here, "resolution = 48", "resolution = 64")
+        here.run("bucket")
+        here.run("train")
+        commit(*arguments)
+
+    monkeypatch.setattr(collection, "_commit", freezing)
+    assert gc(here)["counts"]["shards given up"] > 0
+    assert equal({k: v for k, v in latents(here).items() if k in needed}, needed)
+    monkeypatch.undo()
+    gc(here)
+    assert equal(latents(here), needed)
+    edit(here, "max_train_steps = 4", "max_train_steps = 6")
+    assert here.json("train")["counts"]["steps"] == 6
+
+
+def test_damaged_json_is_not_carried_along(here: Project) -> None:
+    path = tars(here)[0]
+    data = path.read_bytes()
+    place = data.index(b'"crop":[') + len(b'"crop":[')
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    done = json.loads(here.run("gc", "--yes", "--grace-hours", "0", "--json", status=1).stdout)
+    assert list(done["faults"]) == [path.relative_to(here.root).as_posix()]
+    assert path.exists()
+    here.run("verify", status=1)
+    here.run("verify", "--repair")
+    assert here.json("encode-vae")["counts"]["encoded"] > 0
+    gc(here)
+    here.run("verify")
