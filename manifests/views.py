@@ -49,7 +49,7 @@ def current_latents(
     shards = query(
         "SELECT DISTINCT shard, shard_nbytes FROM latents WHERE status = 'ok'", latents=latents
     )
-    sizes = {shard: _size(workspace / shard) for shard in shards["shard"].unique().to_pylist()}
+    sizes = {shard: file_size(workspace / shard) for shard in shards["shard"].unique().to_pylist()}
     present = pa.Table.from_pylist(
         [row for row in shards.to_pylist() if sizes[row["shard"]] == row["shard_nbytes"]],
         schema=shards.schema,
@@ -75,8 +75,8 @@ def current_latents(
     )
 
 
-def _size(path: Path) -> int | None:
-    """The size of a file in bytes; None where there is none."""
+def file_size(path: Path) -> int | None:
+    """The size of a regular file in bytes; None where there is none."""
     try:
         facts = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import math
-import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from manifests.views import file_size
 from omnigen_pipe.latents.shards import DTYPES
 
 MISSING = "the shard is missing"
@@ -73,7 +73,7 @@ def check_shard(
     if len(promised) > 1:
         return _all(rows, DISAGREEING)
     ((nbytes, checksum),) = promised
-    size = _size(path)
+    size = file_size(path)
     if size is None:
         return _all(rows, MISSING)
     if size != nbytes:
@@ -113,15 +113,6 @@ def _all(rows: Sequence[Row], problem: str, read: int = 0) -> Checked:
 
 def _other_length(found: int, promised: int | None) -> str:
     return f"the shard has {found} bytes and was published with {promised}"
-
-
-def _size(path: Path) -> int | None:
-    """The size of a file in bytes; None where there is none."""
-    try:
-        facts = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return facts.st_size if stat.S_ISREG(facts.st_mode) else None
 
 
 def _misfit(row: Row) -> str | None:

@@ -250,6 +250,6 @@ def test_a_shard_that_shrinks_while_it_is_read_is_damage(
 ) -> None:
     size = shard.path.stat().st_size
     shard.path.write_bytes(shard.path.read_bytes()[: size // 2])
-    monkeypatch.setattr(checking, "_size", lambda path: size)
+    monkeypatch.setattr(checking, "file_size", lambda path: size)
     problem = f"the shard has {size // 2} bytes and was published with {size}"
     assert shard.check() == Checked([problem] * 2, size // 2)
