@@ -1,8 +1,8 @@
 """gc: give back the space of what neither the configuration nor any run needs.
 
 Latents that are still needed move out of shards that are mostly unused, hold damage, or are
-small. Then one merged fragment replaces the log's fragments without the rows of the emptied
-shards: its publication is the commit. Emptied shards and orphans are deleted a day later, so
+small. Then one merged fragment replaces those that name the emptied shards, without their rows:
+its publication is the commit. Emptied shards and orphans are deleted a day later, so
 that whoever looked them up before still finds them. Killed at any instant, it leaves latents
 twice at worst, of which one counts, and the next gc clears up.
 """
