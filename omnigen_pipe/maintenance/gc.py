@@ -281,10 +281,14 @@ def _summary(workspace: Workspace, plan: Plan, grace_seconds: float) -> Summary:
     )
     hours = f"{grace_seconds / 3600:g} hours"
     if given_up.num_rows:
+        later = (
+            f"The old ones can be deleted by a gc {hours} later, so that whoever looked them up "
+            "before still finds them."
+        )
         summary.notes.append(
             f"{_total(given_up):,} bytes of shards are given up, and {_total(plan.moves):,} bytes "
-            f"in them move to new ones. The old ones can be deleted by a gc {hours} later, so "
-            "that whoever looked them up before still finds them."
+            "in them move to new ones. "
+            + (later if grace_seconds else "With no grace, the old ones are deleted at once.")
         )
     if shards.young:
         summary.notes.append(

@@ -94,7 +94,9 @@ def test_small_shards_are_packed_and_nothing_else_changes(here: Project) -> None
     first = files(here)
     planned = here.json("gc")
     assert files(here) == first, "a dry run writes nothing"
+    assert "by a gc 24 hours later" in " ".join(planned["notes"])
     done = gc(here)
+    assert "deleted at once" in " ".join(done["notes"])
     for name in ("shards given up", "latents moved"):
         assert done["counts"][name] == planned["counts"][name] > 0
     assert equal(latents(here), before)
