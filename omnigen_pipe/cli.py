@@ -483,7 +483,7 @@ def inspect(
 ) -> None:
     """Say what an adapter file holds: configuration, modules, size and strength of the change."""
     from omnigen_pipe.model.inspection import inspect_adapter, show_report
-    from omnigen_pipe.training.checkpoints import find_adapter
+    from omnigen_pipe.runs.checkpoints import find_adapter
 
     report = inspect_adapter(find_adapter(adapter))
     if as_json:

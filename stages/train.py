@@ -18,10 +18,9 @@ from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.library import dropout_prompt
 from omnigen_pipe.prompts.tokenizer import load_configured
-from omnigen_pipe.summary import Summary
-from omnigen_pipe.training import checkpoints
-from omnigen_pipe.training.checkpoints import Checkpoint, Position
-from omnigen_pipe.training.frozen import (
+from omnigen_pipe.runs import checkpoints
+from omnigen_pipe.runs.checkpoints import Checkpoint, Position
+from omnigen_pipe.runs.frozen import (
     TRAINED_SPLITS,
     FrozenSamples,
     Join,
@@ -30,7 +29,8 @@ from omnigen_pipe.training.frozen import (
     join,
     locate,
 )
-from omnigen_pipe.training.run import Run, check_settings, frozen_settings
+from omnigen_pipe.runs.run import Run, check_settings, frozen_settings
+from omnigen_pipe.summary import Summary
 from omnigen_pipe.weights import weights_files, weights_hashes
 from omnigen_pipe.workspace import Workspace
 
@@ -168,10 +168,11 @@ def _train(
 ) -> Summary:
     """Load the model, attach the adapter, and train to the end or to a signal."""
     from omnigen_pipe.model.transformer import check_fits
+    from omnigen_pipe.runs.metrics import METRICS_NAME, MetricsWriter, truncate
     from omnigen_pipe.stop import stop_on_signal
     from omnigen_pipe.training.batches import BatchReader
     from omnigen_pipe.training.loop import Plan, train
-    from omnigen_pipe.training.metrics import METRICS_NAME, MetricsWriter, truncate
+    from omnigen_pipe.training.state import read_state, write_state
     from omnigen_pipe.training.trainee import load_trainee
 
     config = workspace.config.train
@@ -187,13 +188,18 @@ def _train(
         progress.note(target.describe())
     start = checkpoint.position if checkpoint else Position()
     if checkpoint is not None:
-        checkpoint.load(trainee)
+        read_state(trainee, checkpoint)
         checkpoints.set_aside(this.checkpoints, after=start.step)
         progress.note(f"Going on from {checkpoint.folder}")
 
     def save(position: Position) -> None:
         nonlocal checkpoint
-        checkpoint = checkpoints.save(this.checkpoints, workspace.staging, position, trainee, lokr)
+        checkpoint = checkpoints.save(
+            this.checkpoints,
+            workspace.staging,
+            position,
+            lambda folder: write_state(trainee, folder, lokr, position.step),
+        )
         checkpoints.prune(this.checkpoints, workspace.staging, config.checkpoints_total_limit)
 
     order = lru_cache(maxsize=2)(lambda epoch: frozen.order(epoch, config))

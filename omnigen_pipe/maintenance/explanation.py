@@ -20,8 +20,8 @@ from omnigen_pipe.latents.wanted import known_latents
 from omnigen_pipe.model_files import local_model_part
 from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.prompts.wanted import known_prompts
-from omnigen_pipe.training.frozen import FrozenSamples
-from omnigen_pipe.training.run import Run
+from omnigen_pipe.runs.frozen import FrozenSamples
+from omnigen_pipe.runs.run import Run
 from omnigen_pipe.workspace import Workspace
 
 #: So much of a sample_id is enough where only one begins with it.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from manifests.query import Source, query
-from omnigen_pipe.training import frozen
+from omnigen_pipe.runs import frozen
 from omnigen_pipe.workspace import Workspace
 
 

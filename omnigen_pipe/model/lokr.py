@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from manifests.errors import PipeError, UsageError
@@ -188,7 +188,7 @@ def save_adapter(
         "omnigen_pipe_version": tool_version(),
         **metadata,
     }
-    save_file(dict(tensors), path, metadata=entries)
+    path.write_bytes(save(dict(tensors), metadata=entries))
 
 
 def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

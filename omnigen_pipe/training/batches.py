@@ -14,9 +14,9 @@ import torch
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.latents.shards import MissingShardError, read_latent, shard_path
 from omnigen_pipe.model import flow
+from omnigen_pipe.runs.frozen import FrozenSamples, Locations, locate
+from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.training.draws import Appearance
-from omnigen_pipe.training.frozen import FrozenSamples, Locations, locate
-from omnigen_pipe.training.order import MicroBatch
 from omnigen_pipe.workspace import Workspace
 
 #: Micro-batches that are read ahead of the one being computed.

@@ -21,15 +21,14 @@ import torch
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.model import flow
-from omnigen_pipe.model.transformer import predict_velocity
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.runs.checkpoints import Position
+from omnigen_pipe.runs.metrics import MetricsWriter
+from omnigen_pipe.runs.order import Epoch, MicroBatch
 from omnigen_pipe.stop import StopRequest
 from omnigen_pipe.training.batches import Batch, read_ahead
-from omnigen_pipe.training.checkpoints import Position
-from omnigen_pipe.training.metrics import MetricsWriter
+from omnigen_pipe.training.objective import long_table_rows, micro_batch_losses
 from omnigen_pipe.training.optimizers import clip_gradients, learning_rate
-from omnigen_pipe.training.order import Epoch, MicroBatch
 from omnigen_pipe.training.trainee import Trainee
 
 #: So many steps the shown loss is the mean of.
@@ -79,43 +78,6 @@ def _steps(plan: Plan) -> Iterator[_Step]:
             after = Position(step, epoch + 1, 0) if ended else Position(step, epoch, index)
             yield _Step(batches, epoch, after)
         epoch, index = epoch + 1, 0
-
-
-def micro_batch_losses(trainee: Trainee, batch: Batch) -> torch.Tensor:
-    """The loss of each sample of `batch`, `[B]`, float32, with gradients to the adapter.
-
-    The target of regularisation data is the base model's own prediction, that is, the one with
-    the adapter at strength 0, on the same x_t, t and prompt.
-    """
-    device = trainee.device
-    x1, x0, t = (x.to(device) for x in (batch.x1, batch.x0, batch.t))
-    x_t = flow.interpolate(x1, x0, t)
-    wanted = flow.target(x1, x0)
-    enabled = trainee.dtype != torch.float32
-    with torch.autocast(device.type, dtype=trainee.dtype, enabled=enabled):
-        if batch.regularisation.any():
-            rows = batch.regularisation.nonzero()[:, 0].tolist()
-            prompts = [batch.prompts[row] for row in rows]
-            strength = trainee.network.multiplier
-            # Before the forward pass: recomputation under checkpointing rereads the multiplier.
-            trainee.network.set_multiplier(0.0)
-            try:
-                with torch.no_grad():
-                    base = predict_velocity(trainee.transformer, x_t[rows], t[rows], prompts)
-            finally:
-                trainee.network.set_multiplier(strength)
-            wanted = wanted.index_copy(0, torch.tensor(rows, device=device), base.float())
-        velocity = predict_velocity(trainee.transformer, x_t, t, batch.prompts)
-    return flow.sample_losses(velocity, wanted)
-
-
-def long_table_rows(trainee: Trainee, batch: Batch) -> int:
-    """How many rows are long enough for RoPE's long factor table."""
-    transformer = trainee.transformer
-    limit = transformer.rope.original_max_position_embeddings
-    patch = transformer.config.patch_size
-    image = (batch.x1.shape[-2] // patch) * (batch.x1.shape[-1] // patch)
-    return sum(1 for prompt in batch.prompts if len(prompt) + 1 + image > limit)
 
 
 def train(

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline_project import Project
 
 from manifests.views import current_latents
-from omnigen_pipe.training.frozen import FrozenSamples
+from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.workspace import Workspace
 
 

@@ -18,14 +18,17 @@ from omnigen_pipe.model import flow
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.transformer import predict_velocity
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.runs import checkpoints
+from omnigen_pipe.runs.checkpoints import Position
+from omnigen_pipe.runs.metrics import METRICS_NAME, MetricsWriter, truncate
+from omnigen_pipe.runs.order import MicroBatch, epoch_order
 from omnigen_pipe.stop import StopRequest
-from omnigen_pipe.training import checkpoints, loop
+from omnigen_pipe.training import loop
 from omnigen_pipe.training.batches import Batch
-from omnigen_pipe.training.checkpoints import Position
-from omnigen_pipe.training.loop import Plan, micro_batch_losses, train
-from omnigen_pipe.training.metrics import METRICS_NAME, MetricsWriter, truncate
+from omnigen_pipe.training.loop import Plan, train
+from omnigen_pipe.training.objective import micro_batch_losses
 from omnigen_pipe.training.optimizers import clip_gradients
-from omnigen_pipe.training.order import MicroBatch, epoch_order
+from omnigen_pipe.training.state import read_state, write_state
 from omnigen_pipe.training.trainee import Trainee, load_trainee
 from omnigen_pipe.workspace import Workspace
 
@@ -100,14 +103,17 @@ def _train(
     trainee = load_trainee(workspace, LokrConfig(), "cpu")
     start = Position()
     if resume is not None:
-        resume.load(trainee)
+        read_state(trainee, resume)
         start = resume.position
     saved: list[checkpoints.Checkpoint] = []
 
     def save(position: Position) -> None:
         saved.append(
             checkpoints.save(
-                folder / "checkpoints", workspace.staging, position, trainee, LokrConfig()
+                folder / "checkpoints",
+                workspace.staging,
+                position,
+                lambda path: write_state(trainee, path, LokrConfig(), position.step),
             )
         )
 

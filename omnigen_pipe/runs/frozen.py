@@ -24,7 +24,7 @@ from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.wanted import known_latents
 from omnigen_pipe.prompts.wanted import known_prompts
-from omnigen_pipe.training.order import Epoch, epoch_order, steps_per_epoch
+from omnigen_pipe.runs.order import Epoch, epoch_order, steps_per_epoch
 from omnigen_pipe.workspace import Workspace
 
 #: Splits that are trained on; `eval` never is.
@@ -171,7 +171,7 @@ class FrozenSamples:
         return int(self.table.num_rows)
 
     def order(self, epoch: int, config: TrainConfig) -> Epoch:
-        """The order of `epoch`; see `training.order`."""
+        """The order of `epoch`; see `runs.order`."""
         return epoch_order(
             self.buckets,
             self.repeats,

@@ -14,11 +14,11 @@ from manifests.schema import LATENTS, PROMPTS, SAMPLES
 from omnigen_pipe.config import parse
 from omnigen_pipe.images.samples import samples_fingerprint, samples_settings
 from omnigen_pipe.latents.shards import DamagedLatentError, ShardWriter
+from omnigen_pipe.runs.frozen import FrozenSamples, content_key, freeze, join, locate
+from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.settings import as_text
 from omnigen_pipe.training.batches import BatchReader
 from omnigen_pipe.training.draws import Appearance
-from omnigen_pipe.training.frozen import FrozenSamples, content_key, freeze, join, locate
-from omnigen_pipe.training.order import MicroBatch
 from omnigen_pipe.workspace import Workspace
 
 VAE, TOKENIZER = "v" * 32, "t" * 32

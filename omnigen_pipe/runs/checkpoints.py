@@ -2,11 +2,11 @@
 
     checkpoints/step-00000500/
         adapter.safetensors    the adapter, with its configuration as metadata
-        optimizer.pt           the optimizer's state, read with weights_only
-        checkpoint.json        step, position, and the BLAKE3 of the other two
+        …                      what else training needs to go on (see `training.state`)
+        checkpoint.json        step, position, and the BLAKE3 of every other file
 
-A damaged checkpoint is noticed by its hashes and passed over for the one before. torch is
-imported only where tensors are handled: whether a run is complete is known without it.
+A damaged checkpoint is noticed by its hashes and passed over for the one before. Imports no
+torch: whether a run is complete is known without it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from manifests.errors import PipeError, UsageError
 from manifests.publish import make_folder, publish, staged
-from omnigen_pipe.config import LokrConfig
-
-if TYPE_CHECKING:
-    from omnigen_pipe.training.trainee import Trainee
 
 ADAPTER_NAME = "adapter.safetensors"
-_OPTIMIZER_NAME = "optimizer.pt"
 _INDEX_NAME = "checkpoint.json"
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
@@ -66,28 +61,6 @@ class Checkpoint:
                 return f"{name} is damaged"
         return None
 
-    def load(self, trainee: Trainee) -> None:
-        """Put its weights and optimizer state into `trainee`.
-
-        Raises `UsageError` where the trainee computes in another precision: the run would be
-        another one.
-        """
-        import torch
-
-        from omnigen_pipe.model import lokr
-
-        tensors, metadata = lokr.read_adapter(self.adapter)
-        now = str(trainee.dtype).removeprefix("torch.")
-        if metadata.get("dtype", now) != now:
-            raise UsageError(
-                f"{self.folder} was trained in {metadata['dtype']}, and here mixed_precision comes "
-                f"to {now}. Set mixed_precision to what gives {metadata['dtype']}, or set another "
-                "tracker_run_name to start a new run."
-            )
-        lokr.restore_weights(trainee.network, tensors)
-        state = torch.load(self.folder / _OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        trainee.optimizer.load_state_dict(state)
-
 
 def _hash(path: Path) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
@@ -96,37 +69,22 @@ def _hash(path: Path) -> str:
 
 
 def save(
-    folder: Path,
-    staging: Path,
-    position: Position,
-    trainee: Trainee,
-    config: LokrConfig,
+    folder: Path, staging: Path, position: Position, write: Callable[[Path], object]
 ) -> Checkpoint:
-    """Publish a checkpoint of `position` under `folder`."""
-    import torch
-
-    from omnigen_pipe.model import lokr
-
+    """Publish a checkpoint of `position` under `folder`, of the files that `write` puts into the
+    folder it is given."""
     final = folder / f"step-{position.step:08d}"
     unfinished = staged(staging, final)
     make_folder(unfinished)
-    lokr.save_adapter(
-        lokr.weights(trainee.network),
-        unfinished / ADAPTER_NAME,
-        config,
-        step=str(position.step),
-        dtype=str(trainee.dtype).removeprefix("torch."),
-    )
-    torch.save(trainee.optimizer.state_dict(), unfinished / _OPTIMIZER_NAME)
-    hashes = {name: _hash(unfinished / name) for name in (ADAPTER_NAME, _OPTIMIZER_NAME)}
-    index = {
-        "step": position.step,
-        "epoch": position.epoch,
-        "global_batch": position.global_batch,
-        "blake3": hashes,
-    }
-    (unfinished / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    publish(unfinished, final)
+    try:
+        write(unfinished)
+        hashes = {path.name: _hash(path) for path in sorted(unfinished.iterdir())}
+        index = {**asdict(position), "blake3": hashes}
+        (unfinished / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        publish(unfinished, final)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk it would be in the way
+        raise
     return Checkpoint(final, position, hashes)
 
 
@@ -142,9 +100,11 @@ def read(folder: Path) -> Checkpoint:
     try:
         index = json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))
         position = Position(index["step"], index["epoch"], index["global_batch"])
-        hashes = {name: str(index["blake3"][name]) for name in (ADAPTER_NAME, _OPTIMIZER_NAME)}
+        hashes = {str(name): str(digest) for name, digest in index["blake3"].items()}
+        if ADAPTER_NAME not in hashes or any("/" in name for name in hashes):
+            raise ValueError(f"{_INDEX_NAME} lists {sorted(hashes)}")
         return Checkpoint(folder, position, hashes)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipeError(f"{folder} is not a whole checkpoint: {error!r}") from error
 
 

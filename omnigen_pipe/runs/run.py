@@ -26,8 +26,8 @@ from typing import Any
 from manifests.errors import PipeError, UsageError
 from manifests.publish import publish, staged
 from omnigen_pipe.config import CONFIG_NAME, LokrConfig, TrainConfig
-from omnigen_pipe.training import checkpoints
-from omnigen_pipe.training.checkpoints import Checkpoint
+from omnigen_pipe.runs import checkpoints
+from omnigen_pipe.runs.checkpoints import Checkpoint
 from omnigen_pipe.workspace import Workspace
 
 SETTINGS_NAME = "run.json"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigen_pipe.training.order import Epoch, epoch_order, steps_per_epoch
+from omnigen_pipe.runs.order import Epoch, epoch_order, steps_per_epoch
 
 SAMPLES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=40)
 BATCH = st.integers(1, 7)
