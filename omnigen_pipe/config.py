@@ -450,18 +450,65 @@ class TrainConfig(_Table):
         1, ge=1, description="Micro-batches per optimizer step and process."
     )
     learning_rate: float = Field(1e-4, gt=0, description="Learning rate after warm-up.")
-    lr_scheduler: Literal["constant"] = Field("constant", description="Schedule after warm-up.")
+    lr_scheduler: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+    ] = Field(
+        "constant",
+        description="How the rate moves after warm-up: `constant` (`constant_with_warmup` is the "
+        "same), or falling from learning_rate to lr_end until the run ends.",
+    )
     lr_warmup_steps: int = Field(
         100, ge=0, description="Steps in which the rate rises linearly to learning_rate."
     )
-    optimizer: Literal["adamw", "adamw_bf16"] = Field(
-        "adamw",
-        description="`adamw_bf16` is the same here: adapter weights are float32.",
+    lr_end: float = Field(
+        0.0, ge=0, description="The rate at the end of a falling schedule; not of `constant`."
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    adam_weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    lr_power: float = Field(
+        1.0, gt=0, description="Exponent of `polynomial`; 1 is the same as `linear`."
+    )
+    lr_num_cycles: int = Field(1, ge=1, description="Falls of `cosine_with_restarts`.")
+    optimizer: Literal[
+        "adamw",
+        "adamw_bf16",
+        "lion",
+        "prodigy",
+        "adamw_schedulefree",
+        "bnb-adamw",
+        "bnb-adamw-paged",
+        "bnb-adamw8bit",
+        "bnb-adamw8bit-paged",
+        "bnb-lion",
+        "bnb-lion-paged",
+        "bnb-lion8bit",
+        "bnb-lion8bit-paged",
+    ] = Field(
+        "adamw",
+        description="`adamw_bf16` is the same as `adamw`: adapter weights are float32. `prodigy` "
+        "finds its own rate, and learning_rate multiplies it: set 1. `bnb-…` needs bitsandbytes. "
+        "`docs/train.md` compares them.",
+    )
+    adam_beta1: float = Field(
+        0.9, ge=0, lt=1, description="First beta of AdamW, Prodigy and schedule-free AdamW."
+    )
+    adam_beta2: float = Field(
+        0.999, ge=0, lt=1, description="Second beta of AdamW, Prodigy and schedule-free AdamW."
+    )
+    adam_epsilon: float = Field(
+        1e-8, gt=0, description="Epsilon of AdamW, Prodigy and schedule-free AdamW."
+    )
+    adam_weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay, of every optimizer."
+    )
+    lion_beta1: float = Field(0.9, ge=0, lt=1, description="Lion's first beta.")
+    lion_beta2: float = Field(0.99, ge=0, lt=1, description="Lion's second beta.")
+    prodigy_d_coef: float = Field(
+        1.0, gt=0, description="Factor of the rate that Prodigy finds; 0.5 to 2 are usual."
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0: off.")
     grad_clip_method: Literal["norm", "value"] = Field(
         "norm",
@@ -503,6 +550,26 @@ class TrainConfig(_Table):
         None,
         description="A `lycoris_config.json` to read the adapter from, instead of `[lokr]`.",
     )
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainConfig:
+        falling = not self.lr_scheduler.startswith("constant")
+        if falling and self.lr_end > self.learning_rate:
+            raise ValueError(
+                f"lr_end is {self.lr_end}, above learning_rate ({self.learning_rate}), and "
+                f"{self.lr_scheduler} falls from learning_rate to lr_end"
+            )
+        if self.optimizer == "adamw_schedulefree":
+            if falling:
+                raise ValueError(
+                    f"adamw_schedulefree takes the place of a schedule, and lr_scheduler is "
+                    f'{self.lr_scheduler}; set lr_scheduler = "constant", or another optimizer'
+                )
+            if self.adam_beta1 == 0:
+                raise ValueError(
+                    "adam_beta1 is 0, but adamw_schedulefree divides by it; use a value above 0"
+                )
+        return self
 
 
 class Config(_Table):

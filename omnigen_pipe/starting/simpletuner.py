@@ -98,7 +98,6 @@ _OFF = (None, "", "false", "none", "no", "no_change", "0", "0.0", "[]", "{}")
 
 #: Taken over, with a remark.
 _REMARKS = {
-    "optimizer": "here the same as `adamw`: adapter weights are float32 anyway",
     "aspect_bucket_rounding": "there buckets depended on the order of files; here they do not",
     "resume_from_checkpoint": "exact here; checkpoints of SimpleTuner cannot be read",
     "is_regularisation_data": "towards the base model's own prediction, as there",
@@ -108,6 +107,7 @@ _REMARKS = {
     "target_downsample_size": "here also without maximum_image_size",
     "linear_dim": "at or above half of a factor's side, as 10000 is, it means full matrices",
     "linear_alpha": "no effect, there or here, on full matrices",
+    "lr_end": "there of polynomial and cosine only, here of linear, too",
     "vae_batch_size": "changes speed and memory only",
 }
 
@@ -117,6 +117,50 @@ _CHANGES = {
     "OmniGen was trained (caption_dropout_prompt)",
     "maximum_image_size": "there only a switch for target_downsample_size; here a limit: larger "
     "images are shrunk to target_downsample_size, or left out without it",
+}
+
+#: Optimizers that have another name here.
+_OPTIMIZERS = {
+    "torch-adamw": "adamw",
+    "optimi-adamw": "adamw",
+    "optimi-stableadamw": "adamw",
+    "optimi-lion": "lion",
+    "adamw_schedulefree+aggressive": "adamw_schedulefree",
+    "adamw_schedulefree+no_kahan": "adamw_schedulefree",
+    "ao-adamw8bit": "bnb-adamw8bit",
+}
+
+_MOMENTS = "there with betas 0.9 and 0.99 and epsilon 1e-6; here adam_beta1, adam_beta2 and "
+#: Values that mean something else here, or that need a remark: key and value there.
+_VALUES: dict[tuple[str, str], tuple[Outcome, str]] = {
+    ("optimizer", "adamw_bf16"): (
+        "taken over",
+        "here the same as `adamw`: adapter weights are float32 anyway",
+    ),
+    ("optimizer", "optimi-adamw"): ("changed", f"{_MOMENTS}adam_epsilon hold"),
+    ("optimizer", "optimi-stableadamw"): (
+        "changed",
+        f"{_MOMENTS}adam_epsilon hold, and updates are not clipped one by one",
+    ),
+    ("optimizer", "adamw_schedulefree+aggressive"): (
+        "changed",
+        "there with other decay and epsilon; here adam_weight_decay and adam_epsilon hold",
+    ),
+    ("optimizer", "ao-adamw8bit"): ("changed", "there from torchao, here from bitsandbytes"),
+    ("optimizer", "prodigy"): (
+        "changed",
+        "there a schedule-free variant (prodigyplus), here the original; learning_rate should be 1",
+    ),
+    ("lr_scheduler", "cosine"): (
+        "changed",
+        "there lr_warmup_steps was the length of a wave; here it is a warm-up, after which the "
+        "rate falls once, until the run ends",
+    ),
+    ("lr_scheduler", "cosine_with_restarts"): (
+        "changed",
+        "there it followed neither lr_num_cycles nor max_train_steps; here the rate falls "
+        "lr_num_cycles times, the last time until the run ends",
+    ),
 }
 
 _CACHE = "latents are found by content here, in the workspace's latents/"
@@ -193,10 +237,8 @@ _NOT_SUPPORTED = {
     "gradient_precision": "gradients of the adapter are float32",
     "snr_gamma": "the loss is OmniGen's own",
     "loss_type": "the loss is OmniGen's own",
-    "optimizer_config": "only AdamW's own options here, as adam_beta1 and so on",
-    "lr_end": "the schedule is constant here",
-    "lr_power": "the schedule is constant here",
-    "lr_num_cycles": "the schedule is constant here",
+    "optimizer_config": "write its options as adam_weight_decay, adam_epsilon and so on",
+    "prodigy_steps": "Prodigy adjusts its rate over the whole run here",
     "ignore_final_epochs": "max_train_steps ends the training",
     "caption_filter_list": "captions are taken as they are",
     "probability": "samples are drawn by `repeats` only",
@@ -387,6 +429,9 @@ class _File:
             value_here = _respelled(name, value)
             if value_here != value:
                 notes.append(f"{value_here} here")
+        if (known := _VALUES.get((name, str(value)))) is not None:
+            outcome = known[0]
+            notes.append(known[1])
         try:
             value_here = _checked(info, value_here)
         except ValidationError as error:
@@ -423,8 +468,8 @@ def _respelled(name: str, value: Any) -> Any:
     """A value that has another name here."""
     if name == "caption_strategy" and value == "instance_prompt":
         return "instanceprompt"
-    if name == "lr_scheduler" and value == "constant_with_warmup":
-        return "constant"
+    if name == "optimizer":
+        return _OPTIMIZERS.get(str(value), value)
     if name == "resume_from_checkpoint" and str(value).lower() in ("false", "no"):
         return "none"
     return value
@@ -454,6 +499,8 @@ def _convert_config(
 ) -> None:
     file = _File(conversion, path)
     named = {_name(key): value for key, value in raw.items()}
+    optimizer = str(named.get("optimizer"))
+    schedule_free = optimizer.startswith("adamw_schedulefree")
     for key, value in raw.items():
         name = _SPELLINGS.get(_name(key), _name(key))
         if name == "data_backend_config":
@@ -466,7 +513,20 @@ def _convert_config(
             file.add(key, value, "not supported", None, "only LyCORIS LoKr is trained here")
         elif name == "resume_from_checkpoint" and str(value).lower() not in (*_OFF, "latest"):
             file.add(key, value, "not supported", None, "checkpoints of SimpleTuner cannot be read")
-        elif name == "lr_warmup_steps" and str(named.get("lr_scheduler")) == "constant":
+        elif name == "lr_scheduler" and schedule_free and not str(value).startswith("constant"):
+            file.add(key, value, "without effect there", None, "schedule-free AdamW has none")
+        elif name in ("optimizer_beta1", "optimizer_beta2"):
+            target = (
+                f"{'lion' if 'lion' in optimizer else 'adam'}_{name.removeprefix('optimizer_')}"
+            )
+            info = TrainConfig.model_fields[target]
+            values = conversion.values.setdefault("train", {})
+            file.take(key, value, values, f"train.{target}", info, where)
+        elif (
+            name == "lr_warmup_steps"
+            and str(named.get("lr_scheduler")) == "constant"
+            and not schedule_free
+        ):
             info = TrainConfig.model_fields[name]
             file.take(
                 key, value, conversion.values.setdefault("train", {}), f"train.{name}", info, where

@@ -28,7 +28,8 @@ from omnigen_pipe.runs.order import Epoch, MicroBatch
 from omnigen_pipe.stop import StopRequest
 from omnigen_pipe.training.batches import Batch, read_ahead
 from omnigen_pipe.training.objective import long_table_rows, micro_batch_losses
-from omnigen_pipe.training.optimizers import clip_gradients, learning_rate
+from omnigen_pipe.training.optimizers import clip_gradients
+from omnigen_pipe.training.schedule import learning_rate
 from omnigen_pipe.training.trainee import Trainee
 
 #: So many steps the shown loss is the mean of.
@@ -112,7 +113,7 @@ def train(
             loss, long_rows = _accumulate(trainee, step, batches)
             if not math.isfinite(loss):
                 raise PipeError(_not_finite("loss", loss, step, saved))
-            rate = learning_rate(position.step, config)
+            rate = learning_rate(position.step, plan.total_steps, config)
             for group in trainee.optimizer.param_groups:
                 group["lr"] = rate
             norm = clip_gradients(trainee.parameters(), config)

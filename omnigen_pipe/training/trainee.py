@@ -44,6 +44,6 @@ def load_trainee(workspace: Workspace, lokr: LokrConfig, device_name: str | None
     network = attach(transformer, lokr, config.seed).to(device)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    optimizer = build_optimizer(network.parameters(), config)
+    optimizer = build_optimizer(network.parameters(), config, device)
     targets = count_targets(transformer, network, lokr)
     return Trainee(transformer, network, optimizer, targets, device, dtype)

@@ -253,8 +253,21 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
     [
         ("use_ema", "true", "not supported", "averaged"),
         ("use_ema", False, "not needed", "off there"),
-        ("optimizer", "bnb-lion8bit-paged", "not supported", "'adamw' holds"),
-        ("lr_scheduler", "polynomial", "not supported", "'constant' holds"),
+        ("optimizer", "bnb-lion8bit-paged", "taken over", ""),
+        ("optimizer", "adamw_bf16", "taken over", "float32"),
+        ("optimizer", "optimi-lion", "taken over", "lion here"),
+        ("optimizer", "optimi-adamw", "changed", "adamw here; there with betas 0.9 and 0.99"),
+        ("optimizer", "optimi-stableadamw", "changed", "not clipped"),
+        ("optimizer", "adamw_schedulefree+no_kahan", "taken over", "adamw_schedulefree here"),
+        ("optimizer", "prodigy", "changed", "learning_rate should be 1"),
+        ("optimizer", "soap", "not supported", "'adamw' holds"),
+        ("optimizer_config", "eps=1e-6", "not supported", "adam_epsilon"),
+        ("lr_scheduler", "polynomial", "taken over", ""),
+        ("lr_scheduler", "linear", "taken over", ""),
+        ("lr_scheduler", "cosine", "changed", "a wave"),
+        ("lr_scheduler", "cosine_with_restarts", "changed", "lr_num_cycles"),
+        ("lr_scheduler", "sine", "not supported", "'constant' holds"),
+        ("lr_end", "4e-7", "taken over", "linear, too"),
         ("report_to", "wandb", "not supported", "tensorboard"),
         ("base_model_precision", "int8-quanto", "not supported", "quantised"),
         ("quantize_via", "cpu", "not supported", "quantised"),
@@ -267,7 +280,7 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
         ("never_heard_of", 1, "unknown", "no such option"),
         ("train_batch_size", "many", "not supported", "1 holds"),
         ("tracker_run_name", "my run / 2", "changed", "my-run-2"),
-        ("lr_scheduler", "constant_with_warmup", "taken over", "constant here"),
+        ("lr_scheduler", "constant_with_warmup", "taken over", ""),
     ],
 )
 def test_options_of_their_own_kind(
@@ -290,6 +303,33 @@ def test_warm_up_is_taken_as_it_is_where_it_had_an_effect(tmp_path: Path) -> Non
     entry, converted = one(tmp_path, lr_warmup_steps="7", lr_scheduler="constant_with_warmup")
     assert entry.outcome == "taken over"
     assert converted.train.lr_warmup_steps == 7
+
+
+def test_a_schedule_and_its_numbers_arrive(tmp_path: Path) -> None:
+    numbers = {"lr_end": "4e-7", "lr_power": "2", "lr_num_cycles": 3}
+    _, converted = one(tmp_path, lr_scheduler="polynomial", **numbers)
+    train = converted.train
+    assert (train.lr_scheduler, train.lr_end, train.lr_power) == ("polynomial", 4e-7, 2)
+    assert train.lr_num_cycles == 3
+
+
+def test_betas_go_to_the_optimizer_that_has_them(tmp_path: Path) -> None:
+    betas = {"optimizer_beta1": "0.8", "optimizer_beta2": 0.95}
+    entry, converted = one(tmp_path / "a", **betas, optimizer="optimi-lion")
+    assert entry.target == "train.lion_beta1"
+    assert (converted.train.optimizer, converted.train.lion_beta1) == ("lion", 0.8)
+    assert (converted.train.lion_beta2, converted.train.adam_beta2) == (0.95, 0.999)
+    _, converted = one(tmp_path / "b", **betas, optimizer="adamw_bf16")
+    assert (converted.train.adam_beta1, converted.train.adam_beta2) == (0.8, 0.95)
+
+
+def test_schedule_free_has_a_warm_up_and_no_schedule(tmp_path: Path) -> None:
+    free = {"optimizer": "adamw_schedulefree+aggressive"}
+    entry, converted = one(tmp_path / "a", lr_scheduler="cosine", **free)
+    assert (entry.outcome, converted.train.lr_scheduler) == ("without effect there", "constant")
+    entry, converted = one(tmp_path / "b", lr_warmup_steps=7, lr_scheduler="constant", **free)
+    assert (entry.outcome, converted.train.lr_warmup_steps) == ("taken over", 7)
+    assert converted.train.optimizer == "adamw_schedulefree"
 
 
 def test_dropout_differs_only_when_there_is_some(tmp_path: Path) -> None:
