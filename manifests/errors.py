@@ -15,6 +15,8 @@ class PipeError(Exception):
     """Something went wrong that a user can act on. Exit status 1."""
 
     exit_status = 1
+    #: Whether another process has said it already.
+    said = False
 
 
 class UsageError(PipeError):

@@ -352,11 +352,22 @@ AllowMissingOption = Annotated[
 
 
 @app.command(
-    epilog="Examples:  \n`omnigen-pipe train`  \n`omnigen-pipe train --allow-missing --device cpu`"
+    epilog="Examples:  \n"
+    "`omnigen-pipe train`  \n"
+    "`omnigen-pipe train --allow-missing --device cpu`  \n"
+    "`omnigen-pipe train --processes 4`  \n"
+    "`torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST "
+    "-m omnigen_pipe.cli train`"
 )
 def train(
     workspace: WorkspaceOption = HERE,
     device: DeviceOption = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Start so many processes on this machine, one per GPU, as torchrun does."
+        ),
+    ] = 1,
     allow_missing: AllowMissingOption = False,
     as_json: JsonOption = False,
     strict: StrictOption = False,
@@ -364,10 +375,30 @@ def train(
 ) -> None:
     """Train the LoKr adapter, or go on where the run stopped."""
     import stages.train
+    from omnigen_pipe.training.processes import from_environment
 
     opened, progress = _open(workspace, quiet)
+    if processes > 1:
+        stages.train.check(opened)  # before several processes say it
+        raise typer.Exit(_start_processes(processes))
     summary = stages.train.run(opened, progress, device=device, allow_missing=allow_missing)
-    _report(summary, as_json, strict)
+    if from_environment().is_first:
+        _report(summary, as_json, strict)
+    else:
+        _leave([summary], strict)
+
+
+def _start_processes(count: int) -> int:
+    """Run this very command line in `count` processes; their exit status."""
+    from omnigen_pipe.training.launch import launch
+    from omnigen_pipe.training.processes import from_environment
+
+    if from_environment().size > 1:
+        raise UsageError("--processes starts processes, and torchrun has done so already.")
+    arguments = sys.argv[1:]
+    place = next(i for i, word in enumerate(arguments) if word.startswith("--processes"))
+    del arguments[place : place + (1 if "=" in arguments[place] else 2)]
+    return launch(count, arguments)
 
 
 def _run_stages(
@@ -572,10 +603,14 @@ def gc(
 
 def main() -> None:
     """Run the command line; errors that a user can act on print one message."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Buckets of many sizes would fragment the GPU's memory. torch reads it when it starts.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         app()
     except PipeError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        if not error.said:
+            print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except OSError as error:
         if error.errno is None:

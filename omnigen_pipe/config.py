@@ -514,10 +514,10 @@ class TrainConfig(_Table):
         "norm",
         description="`norm`: scale to this global norm. `value`: clamp each element to it.",
     )
-    mixed_precision: Literal["auto", "bf16", "no"] = Field(
+    mixed_precision: Literal["auto", "bf16", "fp16", "no"] = Field(
         "auto",
-        description="`bf16`: base weights and autocast in bfloat16. `auto`: bf16 where the "
-        "GPU has it, else `no`.",
+        description="`bf16` or `fp16`: base weights and autocast in bfloat16 or float16, the "
+        "latter with a gradient scaler. `auto`: bf16 where the GPU has it, else `no`.",
     )
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, slower."
@@ -529,8 +529,56 @@ class TrainConfig(_Table):
         "<cfg>",
         description="What a dropped prompt becomes; OmniGen was trained with `<cfg>`.",
     )
-    vae_posterior: Literal["sample", "mean"] = Field(
-        "sample", description="`sample`: a fresh draw each time. `mean`: the posterior's mean."
+    vae_posterior: Literal["fresh", "sample", "mean"] = Field(
+        "fresh",
+        description="`fresh`: a new draw of the VAE's posterior each time, as OmniGen was trained. "
+        "`sample`: one draw per sample, kept for the whole run. `mean`: the posterior's mean.",
+    )
+    scheduled_sampling_max_step_offset: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Rollout: at most so many of the model's own Euler steps make the noisy "
+        "latent of a sample; 0: off.",
+    )
+    scheduled_sampling_probability: float = Field(
+        0.0, ge=0, le=1, description="Share of samples that are rolled out."
+    )
+    scheduled_sampling_start_step: int = Field(
+        0, ge=0, description="Optimizer steps before the first rollout."
+    )
+    scheduled_sampling_ramp_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps in which the share rises linearly to "
+        "`scheduled_sampling_probability`; 0: at once.",
+    )
+    use_ema: bool = Field(
+        False,
+        description="Keep an exponential moving average of the adapter, in float32, evaluated "
+        "and saved beside it.",
+    )
+    ema_decay: float = Field(
+        0.995,
+        ge=0,
+        lt=1,
+        description="Decay of the average per optimizer step; it starts lower: after n steps "
+        "(1 + n) / (10 + n).",
+    )
+    eval_steps_interval: int = Field(
+        0,
+        ge=0,
+        description='Steps between evaluations on the datasets with `dataset_type = "eval"`, '
+        "which also come before the first step and after the last; 0: none.",
+    )
+    num_eval_images: int = Field(
+        0, ge=0, description="Evaluate on this many samples, the first by sample_id; 0: all."
+    )
+    eval_seed: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Seed of the evaluation's noise: the same in runs that are to be compared.",
     )
     checkpoint_step_interval: int = Field(
         500, ge=0, description="Steps between checkpoints; 0: only at the end."
@@ -542,6 +590,16 @@ class TrainConfig(_Table):
         "latest",
         description="`latest`, the name of a checkpoint of this run, or `none` to refuse to "
         "go on with an existing run.",
+    )
+    init_lora: str | None = Field(
+        None,
+        description="An adapter to start from: its file, a checkpoint's folder, or a run's. It "
+        "must have the configured shape. Relative paths start at the workspace.",
+    )
+    fsdp_enable: bool = Field(
+        False,
+        description="With several processes: shard the frozen base model over them (FSDP2), for "
+        "cards that cannot hold it.",
     )
     report_to: Literal["tensorboard", "none"] = Field(
         "tensorboard", description="Where metrics go beside `metrics.jsonl`."
@@ -569,6 +627,21 @@ class TrainConfig(_Table):
                 raise ValueError(
                     "adam_beta1 is 0, but adamw_schedulefree divides by it; use a value above 0"
                 )
+            if self.use_ema:
+                raise ValueError(
+                    "adamw_schedulefree averages the weights itself; set use_ema = false, or "
+                    "another optimizer"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_rollout(self) -> TrainConfig:
+        offset, share = self.scheduled_sampling_max_step_offset, self.scheduled_sampling_probability
+        if (offset > 0) != (share > 0):
+            raise ValueError(
+                f"scheduled_sampling_max_step_offset = {offset} and scheduled_sampling_probability "
+                f"= {share:g}: a rollout needs both above 0, and none needs both at 0"
+            )
         return self
 
 

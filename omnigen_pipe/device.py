@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from manifests.errors import UsageError
@@ -31,7 +33,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of base weights and autocast for `mixed_precision = name` on `device`."""
     if name == "auto":
         return torch.bfloat16 if _has_bfloat16(device) else torch.float32
-    return {"bf16": torch.bfloat16, "no": torch.float32}[name]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[name]
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -39,3 +41,10 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def release_memory() -> None:
+    """Give memory that nothing uses any more back to the GPU."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()

@@ -190,7 +190,7 @@ def _runs(workspace: Workspace, sample_id: str) -> list[dict[str, Any]]:
         run = Run(path.parent.name, path.parent)
         try:
             frozen = FrozenSamples.open(path)
-            settings = run.settings()
+            start = run.start()
             checkpoint, _ = run.resume_point("latest")
         except PipeError as error:
             found.append({"run": run.name, "problem": str(error)})
@@ -198,11 +198,11 @@ def _runs(workspace: Workspace, sample_id: str) -> list[dict[str, Any]]:
         rows = np.flatnonzero(np.asarray(frozen.table["sample_id"]) == sample_id)
         if not len(rows):
             continue
-        options = {k: v for k, v in settings.items() if k in TrainConfig.model_fields}
+        options = {k: v for k, v in start.settings.items() if k in TrainConfig.model_fields}
         config = TrainConfig.model_validate(options)
         epoch = checkpoint.position.epoch if checkpoint else 0
-        order = frozen.order(epoch, config)
-        before = epoch * frozen.steps_per_epoch(config)
+        order = frozen.order(epoch, config, start.micro_batches)
+        before = epoch * len(order)
         places = np.flatnonzero(np.isin(order.samples, rows))
         micro = [int(np.flatnonzero((order.starts <= p) & (p < order.ends))[0]) for p in places]
         steps = sorted(before + m // order.micro_batches + 1 for m in micro)

@@ -332,8 +332,9 @@ def of_train(workspace: Workspace, samples: pa.Table | Source) -> Standing:
             standing.cost = {"steps to train": standing.missing}
             standing.why.append(f"the run {run.name} has no checkpoint yet")
             return standing
-        check_settings(run.name, run.settings(), frozen_settings(config, lokr))
-        total = FrozenSamples.open(run.samples).total_steps(config)
+        start = run.start()
+        check_settings(run.name, start.settings, frozen_settings(config, lokr))
+        total = FrozenSamples.open(run.samples).total_steps(config, start.micro_batches)
     except (PipeError, UsageError) as error:
         standing.why.append(f"train would stop: {error}")
         return standing

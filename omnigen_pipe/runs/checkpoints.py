@@ -20,10 +20,11 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from manifests.errors import PipeError, UsageError
+from manifests.errors import PipeError, UsageError, WriteError
 from manifests.publish import make_folder, publish, staged
 
 ADAPTER_NAME = "adapter.safetensors"
+EMA_NAME = "ema.safetensors"
 _INDEX_NAME = "checkpoint.json"
 _FOLDER_NAME = re.compile(r"step-(\d{8,})")
 
@@ -49,6 +50,11 @@ class Checkpoint:
     def adapter(self) -> Path:
         """The adapter's file."""
         return self.folder / ADAPTER_NAME
+
+    @property
+    def ema(self) -> Path:
+        """The file of its average, which only runs with `use_ema` have."""
+        return self.folder / EMA_NAME
 
     def damage(self) -> str | None:
         """What is wrong with its files; None when nothing is."""
@@ -82,9 +88,9 @@ def save(
         index = {**asdict(position), "blake3": hashes}
         (unfinished / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         publish(unfinished, final)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk it would be in the way
-        raise
+        raise WriteError(final, error) from error
     return Checkpoint(final, position, hashes)
 
 

@@ -170,7 +170,7 @@ class FrozenSamples:
         """Number of samples."""
         return int(self.table.num_rows)
 
-    def order(self, epoch: int, config: TrainConfig) -> Epoch:
+    def order(self, epoch: int, config: TrainConfig, micro_batches: int) -> Epoch:
         """The order of `epoch`; see `runs.order`."""
         return epoch_order(
             self.buckets,
@@ -178,18 +178,15 @@ class FrozenSamples:
             seed=config.seed,
             epoch=epoch,
             batch_size=config.train_batch_size,
-            micro_batches=config.gradient_accumulation_steps,
+            micro_batches=micro_batches,
         )
 
-    def steps_per_epoch(self, config: TrainConfig) -> int:
-        """Optimizer steps in every epoch."""
-        return steps_per_epoch(
-            self.buckets, self.repeats, config.train_batch_size, config.gradient_accumulation_steps
-        )
-
-    def total_steps(self, config: TrainConfig) -> int:
+    def total_steps(self, config: TrainConfig, micro_batches: int) -> int:
         """Optimizer steps of the whole run: the earlier of its two ends."""
-        return total_steps(config, self.steps_per_epoch(config))
+        per_epoch = steps_per_epoch(
+            self.buckets, self.repeats, config.train_batch_size, micro_batches
+        )
+        return total_steps(config, per_epoch)
 
     def left_out(self) -> dict[str, int]:
         """How many samples the run was frozen without, by reason."""

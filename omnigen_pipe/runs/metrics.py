@@ -1,39 +1,52 @@
-"""What training measures, step by step: `metrics.jsonl` and TensorBoard."""
+"""What training measures, step by step: `metrics.jsonl`, `evaluations.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from manifests.publish import publish, staged
 
 METRICS_NAME = "metrics.jsonl"
+EVALUATIONS_NAME = "evaluations.jsonl"
 
 
-def truncate(path: Path, last_step: int, staging: Path) -> None:
-    """Drop the lines after `last_step`, which a resumed run computes again, and torn ones."""
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; none where it is missing."""
     if not path.exists():
-        return
-    kept = []
+        return []
+    found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            entry = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue  # the last line of a killed process
-        if entry["step"] <= last_step:
-            kept.append(line + "\n")
+    return found
+
+
+def truncate(path: Path, last_step: int, staging: Path) -> list[dict[str, Any]]:
+    """Drop the lines after `last_step`, which a resumed run computes again, and torn ones.
+
+    Returns the lines that are kept.
+    """
+    if not path.exists():
+        return []
+    kept = [line for line in lines(path) if line["step"] <= last_step]
     unfinished = staged(staging, path)
-    unfinished.write_text("".join(kept), encoding="utf-8")
+    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     publish(unfinished, path)
+    return kept
 
 
 class MetricsWriter:
-    """Appends one line per step, and the same numbers to TensorBoard if asked."""
+    """Appends a line per step, and one per evaluation; scalars go to TensorBoard if asked."""
 
     def __init__(self, folder: Path, steps_done: int, tensorboard: bool) -> None:
-        self._file = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        self._evaluations = (folder / EVALUATIONS_NAME).open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -52,15 +65,38 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Flush and close both."""
-        self._file.close()
+        """Flush and close all."""
+        self._metrics.close()
+        self._evaluations.close()
         if self._board is not None:
             self._board.close()
 
-    def write(self, step: int, values: dict[str, float | int]) -> None:
-        """Record the numbers of `step` (1, 2, …: steps done)."""
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+    def write(
+        self, step: int, values: Mapping[str, Any], board: Mapping[str, float] | None = None
+    ) -> None:
+        """Record the numbers of `step` (1, 2, …: steps done): `values` in `metrics.jsonl`, and
+        those that are scalars on TensorBoard, with the scalars of `board` under their own names."""
+        _append(self._metrics, step, values)
+        scalars = {f"train/{name}": value for name, value in values.items() if _is_scalar(value)}
+        self._show(step, scalars | dict(board or {}))
+
+    def write_evaluation(
+        self, step: int, values: Mapping[str, Any], board: Mapping[str, float]
+    ) -> None:
+        """Record an evaluation after `step` in `evaluations.jsonl`, and `board` on TensorBoard."""
+        _append(self._evaluations, step, values)
+        self._show(step, board)
+
+    def _show(self, step: int, scalars: Mapping[str, float]) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"train/{name}", value, step)
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+
+
+def _append(file: TextIO, step: int, values: Mapping[str, Any]) -> None:
+    file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

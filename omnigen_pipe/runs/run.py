@@ -1,11 +1,13 @@
 """A run: one training's folder, with its frozen inputs, checkpoints and logs.
 
     runs/<name>/
-        samples.arrow    the frozen samples
-        run.json         the settings that give the run its meaning, frozen too
-        config.toml      the configuration as it was at the start
-        checkpoints/     see `checkpoints`
-        metrics.jsonl    one line per optimizer step
+        samples.arrow        the frozen samples
+        run.json             the settings, frozen too, and on what the run was started
+        config.toml          the configuration as it was at the start
+        checkpoints/         see `checkpoints`
+        metrics.jsonl        one line per optimizer step
+        evaluations.jsonl    one line per evaluation
+        variance.json        the latents' own variance, measured at the first start
         tensorboard/
 
 A run goes on only with the settings it started with where another value would change what it
@@ -17,11 +19,13 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from manifests.errors import PipeError, UsageError
 from manifests.publish import publish, staged
@@ -31,6 +35,7 @@ from omnigen_pipe.runs.checkpoints import Checkpoint
 from omnigen_pipe.workspace import Workspace
 
 SETTINGS_NAME = "run.json"
+VARIANCE_NAME = "variance.json"
 
 #: A free map: its keys have no defaults of their own.
 _FREE_MAP = "lokr.apply_preset.module_algo_map."
@@ -44,7 +49,20 @@ CHANGEABLE = frozenset(
         "learning_rate",
         "lr_scheduler",
         "lr_warmup_steps",
+        "lr_end",
+        "lr_power",
+        "lr_num_cycles",
+        "max_grad_norm",
+        "grad_clip_method",
         "gradient_checkpointing",
+        "gradient_accumulation_steps",  # the number of micro-batches is frozen
+        "dynamo_backend",
+        "dynamo_mode",
+        "fsdp_enable",
+        "quantize_via",
+        "eval_steps_interval",
+        "num_eval_images",
+        "eval_seed",
         "checkpoint_step_interval",
         "checkpoints_total_limit",
         "resume_from_checkpoint",
@@ -54,12 +72,21 @@ CHANGEABLE = frozenset(
     }
 )
 
+#: Of those, the ones whose change is worth a word, because it changes how the run goes on.
+_SAID = CHANGEABLE - {"tracker_run_name", "resume_from_checkpoint", "report_to", "lycoris_config"}
+
 
 def frozen_settings(config: TrainConfig, lokr: LokrConfig) -> dict[str, Any]:
     """The settings that must stay the same over a run's life, flat, by their names."""
     train = config.model_dump(mode="json")
     settings = {name: value for name, value in train.items() if name not in CHANGEABLE}
     return settings | _flat("lokr", lokr.model_dump(mode="json"))
+
+
+def free_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that may change when a run goes on, by their names."""
+    train = config.model_dump(mode="json")
+    return {name: train[name] for name in sorted(CHANGEABLE & train.keys())}
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
@@ -96,6 +123,19 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What `run.json` holds: settings that are frozen and those that were free to change, the
+    micro-batches per global batch, the BLAKE3 of the frozen samples, and `conditions`, on which
+    the last bits of a loss depend (versions, device, threads, processes)."""
+
+    settings: dict[str, Any]
+    free: dict[str, Any]
+    micro_batches: int
+    samples: str
+    conditions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Run:
     """The folder of one run."""
 
@@ -127,26 +167,111 @@ class Run:
                 )
         return True
 
-    def settings(self) -> dict[str, Any]:
-        """The settings it was started with."""
+    def start(self) -> Start:
+        """What it was started with; raises `PipeError` where that or the samples are damaged."""
         path = self.folder / SETTINGS_NAME
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            found = Start(**{name: entries[name] for name in Start.__dataclass_fields__})
+            digest = blake3().update_mmap(self.samples).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PipeError(f"{path} cannot be read: {error}") from error
+            raise PipeError(f"{path} cannot be read: {error!r}") from error
+        if digest != found.samples:
+            raise PipeError(
+                f"{self.samples} is damaged: it is not what the run `{self.name}` was started "
+                "with. Restore it, or set another tracker_run_name to start a new run."
+            )
+        return found
 
-    def write_settings(self, workspace: Workspace, settings: Mapping[str, Any]) -> None:
-        """Publish `run.json`, and a copy of the configuration file where there is one."""
+    def write_start(self, workspace: Workspace, start: Start) -> None:
+        """Publish `run.json`."""
         path = self.folder / SETTINGS_NAME
         unfinished = staged(workspace.staging, path)
-        entries = {"settings": settings, "versions": versions()}
-        unfinished.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
+        unfinished.write_text(json.dumps(asdict(start), indent=2) + "\n", "utf-8")
         publish(unfinished, path)
+
+    def begin(
+        self, workspace: Workspace, lokr: LokrConfig, processes: int, freeze: Callable[[], object]
+    ) -> Start:
+        """Freeze the run: its samples by `freeze`, then the settings, which the samples' hash
+        seals; with a copy of the configuration file where there is one."""
+        config = workspace.config.train
         source = workspace.root / CONFIG_NAME
         if source.exists():
             copy = staged(workspace.staging, self.folder / "config.toml")
             shutil.copyfile(source, copy)
             publish(copy, self.folder / "config.toml")
+        freeze()
+        start = Start(
+            frozen_settings(config, lokr),
+            free_settings(config),
+            config.gradient_accumulation_steps * processes,
+            blake3().update_mmap(self.samples).hexdigest(),
+            {},
+        )
+        self.write_start(workspace, start)
+        return start
+
+    def go_on(
+        self, workspace: Workspace, lokr: LokrConfig, processes: int
+    ) -> tuple[Start, list[str]]:
+        """What it was started with, for going on with today's configuration, and what to say.
+
+        Raises `UsageError` where a setting differs that must not.
+        """
+        config = workspace.config.train
+        start = self.start()
+        check_settings(self.name, start.settings, frozen_settings(config, lokr))
+        free = free_settings(config)
+        notes = [
+            f"{name} was {start.free[name]!r} and is {free[name]!r} from here on."
+            for name in sorted(_SAID & free.keys() & start.free.keys())
+            if free[name] != start.free[name]
+        ]
+        now = config.gradient_accumulation_steps * processes
+        if now != start.micro_batches:
+            notes.append(
+                f"A global batch stays at the {start.micro_batches} micro-batches that the run "
+                f"began with, though gradient_accumulation_steps and {processes} "
+                f"process{'es' if processes > 1 else ''} now come to {now}."
+            )
+        start = replace(start, free=free)
+        self.write_start(workspace, start)
+        return start, notes
+
+    def note_conditions(self, workspace: Workspace, conditions: Mapping[str, str]) -> list[str]:
+        """Write down on what the run computes now; a sentence where that was other before."""
+        start = self.start()
+        differing = [
+            f"{name} {old} → {conditions.get(name, 'none')}"
+            for name, old in start.conditions.items()
+            if conditions.get(name) != old
+        ]
+        if dict(conditions) != start.conditions:
+            self.write_start(workspace, replace(start, conditions=dict(conditions)))
+        if not differing:
+            return []
+        return [f"Losses may differ in their last bits from here on: {', '.join(differing)}."]
+
+    def variance(self) -> tuple[float, ...] | None:
+        """The latents' own variance per channel, if it has been measured."""
+        path = self.folder / VARIANCE_NAME
+        try:
+            return tuple(float(v) for v in json.loads(path.read_text("utf-8"))["variance"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PipeError(f"{path} cannot be read: {error!r}. Delete it; it is made anew.") from (
+                error
+            )
+
+    def write_variance(self, workspace: Workspace, variance: Sequence[float], latents: int) -> None:
+        """Publish what was measured on so many of the frozen latents."""
+        path = self.folder / VARIANCE_NAME
+        unfinished = staged(workspace.staging, path)
+        entries = {"variance": list(variance), "latents": latents}
+        unfinished.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
+        publish(unfinished, path)
 
     def resume_point(self, wanted: str) -> tuple[Checkpoint | None, list[str]]:
         """The checkpoint to go on from, if any, with what there is to say about it.

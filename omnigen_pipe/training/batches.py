@@ -19,6 +19,8 @@ from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.training.draws import Appearance
 from omnigen_pipe.workspace import Workspace
 
+#: Later times are not rolled out: the target divides by 1 - t.
+ROLLOUT_LATEST = 0.9
 #: Micro-batches that are read ahead of the one being computed.
 READ_AHEAD = 4
 
@@ -27,9 +29,18 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """Which rows of a batch are rolled out: steps `[B]` (0: not) from the times t0 `[B]`."""
+
+    starts: torch.Tensor
+    steps: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch on the CPU, float32: clean latents x1 and noise x0 `[B, 4, H/8, W/8]`,
-    times t `[B]`, token ids per row, and which rows are regularisation data `[B]`."""
+    times t `[B]`, token ids per row, which rows are regularisation data `[B]`, and which are
+    rolled out, if any may be."""
 
     sample_ids: list[str]
     bucket: str
@@ -38,6 +49,25 @@ class Batch:
     t: torch.Tensor
     prompts: list[list[int]]
     regularisation: torch.Tensor
+    rollout: Rollout | None = None
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One sample of an evaluation, float32: x1 and x0 `[4, H/8, W/8]`, and its token ids."""
+
+    x1: torch.Tensor
+    x0: torch.Tensor
+    prompt: list[int]
+
+
+def rollout_share(step: int, config: TrainConfig) -> float:
+    """The share of samples that is rolled out in optimizer step `step` (0, 1, …)."""
+    if config.scheduled_sampling_max_step_offset == 0:
+        return 0.0
+    since = step - config.scheduled_sampling_start_step + 1
+    ramp = max(1, config.scheduled_sampling_ramp_steps)
+    return config.scheduled_sampling_probability * min(1.0, max(0, since) / ramp)
 
 
 @dataclass
@@ -49,23 +79,34 @@ class BatchReader:
     locations: Locations
     config: TrainConfig
 
-    def read(self, micro: MicroBatch, epoch: int) -> Batch:
-        """The tensors of `micro` in `epoch`, with every sample's own draws."""
+    def read(self, micro: MicroBatch, epoch: int, step: int) -> Batch:
+        """The tensors of `micro` in `epoch`, with every sample's own draws.
+
+        `step` (0, 1, …) decides only how many samples are rolled out.
+        """
         rows = self.frozen.table.take(micro.samples).to_pylist()
         dropout = self.frozen.dropout_prompt()
-        moments, noise, posterior, normals, prompts = [], [], [], [], []
+        share = rollout_share(step, self.config)
+        moments, noise, posterior, normals, prompts, rolled = [], [], [], [], [], []
         for row, index, repeat in zip(rows, micro.samples, micro.repeats, strict=True):
             draw = Appearance(self.config.seed, row["sample_id"], epoch, int(repeat))
             latent = torch.from_numpy(self._latent(row, int(index)))
             shape = (latent.shape[0] // 2, *latent.shape[1:])
             moments.append(latent)
             noise.append(draw.normal("noise", shape))
-            if self.config.vae_posterior == "sample":
+            if self.config.vae_posterior == "fresh":
                 posterior.append(draw.normal("posterior", shape))
+            elif self.config.vae_posterior == "sample":
+                kept = Appearance(self.config.seed, row["sample_id"], 0, 0)
+                posterior.append(kept.normal("posterior", shape))
             normals.append(draw.normal("time", (1,))[0])
             caption = row["prompts"][draw.choice("caption", len(row["prompts"]))]
             dropped = draw.chance("dropout", self.config.caption_dropout_probability)
             prompts.append(dropout if dropped else list(caption))
+            if share > 0:
+                rolled.append(self._rollout(draw, share))
+        regularisation = torch.tensor([row["split"] == "regularisation" for row in rows])
+        t = flow.times(torch.stack(normals))
         return Batch(
             sample_ids=[row["sample_id"] for row in rows],
             bucket=rows[0]["bucket"],
@@ -75,10 +116,32 @@ class BatchReader:
                 float(self.frozen.metadata["scaling_factor"]),
             ),
             x0=torch.stack(noise),
-            t=flow.times(torch.stack(normals)),
+            t=t,
             prompts=prompts,
-            regularisation=torch.tensor([row["split"] == "regularisation" for row in rows]),
+            regularisation=regularisation,
+            rollout=_rollouts(rolled, t, regularisation) if rolled else None,
         )
+
+    def moments(self, index: int) -> np.ndarray:
+        """The latent of frozen row `index`: mean and log-variance, unscaled, `[8, H/8, W/8]`."""
+        return self._latent(self.frozen.table.slice(index, 1).to_pylist()[0], index)
+
+    def _rollout(self, draw: Appearance, share: float) -> tuple[int, float]:
+        """Steps of a sample's rollout (0: none), and where it starts, as a part of its t."""
+        if not draw.chance("rollout", share):
+            return 0, 1.0
+        most = self.config.scheduled_sampling_max_step_offset
+        return 1 + draw.choice("rollout steps", most), draw.uniform("rollout start")
+
+    def read_eval(self, index: int) -> EvalSample:
+        """Frozen row `index` for evaluation: the posterior's mean, its first caption, and noise
+        that depends on nothing but the evaluation's seed and the sample."""
+        row = self.frozen.table.slice(index, 1).to_pylist()[0]
+        latent = torch.from_numpy(self._latent(row, index))
+        x1 = flow.clean_latents(latent[None], None, float(self.frozen.metadata["scaling_factor"]))
+        draw = Appearance(self.config.eval_seed, row["sample_id"], 0, 0)
+        noise = draw.normal("evaluation", (latent.shape[0] // 2, *latent.shape[1:]))
+        return EvalSample(x1[0], noise, list(row["prompts"][0]))
 
     def _latent(self, row: dict[str, Any], index: int) -> np.ndarray:
         """The moments of one frozen row `[8, H/8, W/8]`; looks again where its shard is gone."""
@@ -99,6 +162,17 @@ class BatchReader:
             tuple(row["shape"]),
             row["dtype"],
         )
+
+
+def _rollouts(
+    drawn: list[tuple[int, float]], t: torch.Tensor, regularisation: torch.Tensor
+) -> Rollout | None:
+    """What was drawn, for the rows where it applies: t ≤ 0.9, and no regularisation data."""
+    steps = torch.tensor([number for number, _ in drawn])
+    steps[(t > ROLLOUT_LATEST) | regularisation] = 0
+    if not steps.any():
+        return None
+    return Rollout(t * torch.tensor([part for _, part in drawn]), steps)
 
 
 def read_ahead(

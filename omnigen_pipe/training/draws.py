@@ -38,6 +38,10 @@ class Appearance:
         """A uniform choice out of 0 … `count` - 1."""
         return int(self.stream(purpose).integers(count))
 
+    def uniform(self, purpose: str) -> float:
+        """A uniform draw from [0, 1)."""
+        return float(self.stream(purpose).random())
+
     def chance(self, purpose: str, probability: float) -> bool:
         """True with `probability`."""
-        return bool(self.stream(purpose).random() < probability)
+        return self.uniform(purpose) < probability

@@ -1,21 +1,22 @@
 """The training loop: global batches in, an adapter out.
 
-Knows nothing of configuration files or manifests: it is handed a model, an adapter, an order
-and a reader, and leaves checkpoints and metrics. A global batch's loss is the mean over all
-its samples of each sample's mean over latent elements, so that cutting it into micro-batches
-changes nothing but rounding.
+Knows nothing of configuration files or manifests: it is handed a model with its adapter, a plan,
+a reader and what to do at the steps that are due. A global batch's loss is the mean over all
+its samples of each sample's mean over latent elements, so that cutting it into micro-batches,
+or dealing these out to processes, changes nothing but rounding.
 """
 
 from __future__ import annotations
 
 import math
 import resource
+import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -24,72 +25,86 @@ from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.metrics import MetricsWriter
-from omnigen_pipe.runs.order import Epoch, MicroBatch
+from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.stop import StopRequest
+from omnigen_pipe.training.baseline import linear_error
 from omnigen_pipe.training.batches import Batch, read_ahead
-from omnigen_pipe.training.objective import long_table_rows, micro_batch_losses
-from omnigen_pipe.training.optimizers import clip_gradients
+from omnigen_pipe.training.loss_window import BINS, LossWindow, step_metrics, step_sums
+from omnigen_pipe.training.objective import (
+    long_table_rows,
+    passes_without_gradients,
+    pose,
+    run_idle,
+    sample_losses,
+)
+from omnigen_pipe.training.plan import Plan, Step, steps
+from omnigen_pipe.training.processes import Processes
 from omnigen_pipe.training.schedule import learning_rate
 from omnigen_pipe.training.trainee import Trainee
 
-#: So many steps the shown loss is the mean of.
-RECENT_STEPS = 50
+#: A gradient scaler below this has halved its scale so often that the gradient itself is at fault.
+_SMALLEST_SCALE = 1.0
+#: So many samples are named where a loss is not finite.
+_NAMED = 5
+
+
+@dataclass
+class Course:
+    """What a training is given, beside what is trained and the plan."""
+
+    read: Callable[[MicroBatch, int, int], Batch]
+    #: Saves a checkpoint of the position.
+    save: Callable[[Position], object]
+    #: The latents' own variance per channel, for the linear baseline.
+    variance: tuple[float, ...]
+    progress: Progress
+    stop: StopRequest
+    #: Where numbers go; in the first process only.
+    metrics: MetricsWriter | None = None
+    #: Evaluates after so many steps; None where nothing is evaluated.
+    evaluate: Callable[[int], object] | None = None
+    processes: Processes = field(default_factory=Processes)
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """The position reached, and the mean loss of the last `over` steps (None without any)."""
+    """The position reached, and the losses of the last steps, as numbers and for a person."""
 
     position: Position
-    loss: float | None
-    over: int
+    recent: dict[str, Any]
+    text: str
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Where training starts and ends, and how to get each epoch's order and each batch."""
+@dataclass
+class _Sums:
+    """What the micro-batches of a step add up to, in all processes together."""
 
-    start: Position
-    total_steps: int
-    epoch_order: Callable[[int], Epoch]
-    read: Callable[[MicroBatch, int], Batch]
+    loss: float = 0.0
+    long_rows: float = 0.0
+    regularised_loss: float = 0.0
+    regularised: float = 0.0
+    rolled_loss: float = 0.0
+    rolled: float = 0.0
+    failed: float = 0.0
+    interrupted: float = 0.0
+    terminated: float = 0.0
+    by_time: torch.Tensor = field(
+        default_factory=lambda: torch.zeros(3 * BINS, dtype=torch.float64)
+    )
 
-
-@dataclass(frozen=True)
-class _Step:
-    """One optimizer step of the plan: its global batch, and the position after it."""
-
-    batches: list[MicroBatch]
-    epoch: int
-    after: Position
-
-    @property
-    def samples(self) -> int:
-        return sum(len(micro.samples) for micro in self.batches)
-
-
-def _steps(plan: Plan) -> Iterator[_Step]:
-    step, epoch, index = plan.start.step, plan.start.epoch, plan.start.global_batch
-    while step < plan.total_steps:
-        order = plan.epoch_order(epoch)
-        while index < len(order) and step < plan.total_steps:
-            batches = order.global_batch(index)
-            step, index = step + 1, index + 1
-            ended = index == len(order)
-            after = Position(step, epoch + 1, 0) if ended else Position(step, epoch, index)
-            yield _Step(batches, epoch, after)
-        epoch, index = epoch + 1, 0
+    def exchange(self, processes: Processes, device: torch.device) -> None:
+        """Replace every number by its sum over the processes."""
+        names = [name for name in vars(self) if name != "by_time"]
+        numbers = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64)
+        together = torch.cat((numbers, self.by_time)).to(device)
+        processes.sum_(together)
+        values = together.cpu()
+        for name, value in zip(names, values.tolist(), strict=False):
+            setattr(self, name, value)
+        self.by_time = values[len(names) :]
 
 
-def train(
-    trainee: Trainee,
-    plan: Plan,
-    config: TrainConfig,
-    metrics: MetricsWriter,
-    save: Callable[[Position], object],
-    progress: Progress,
-    stop: StopRequest,
-) -> Progressed:
+def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> Progressed:
     """Train until the plan's end or a stop request; what was reached is saved.
 
     Raises `PipeError` where the loss or the gradient is not finite; that step is not taken, and
@@ -97,89 +112,233 @@ def train(
     """
     trainee.transformer.train()
     trainee.network.train()
+    processes, progress = course.processes, course.progress
     position, saved = plan.start, plan.start
-    recent: deque[float] = deque(maxlen=RECENT_STEPS)
+    window = LossWindow()
     batches = read_ahead(
-        ((micro, step.epoch) for step in _steps(plan) for micro in step.batches),
-        lambda item: plan.read(*item),
+        (
+            (micro, step.epoch, step.after.step - 1)
+            for step in steps(plan)
+            for micro in step.share(processes.rank, processes.size)
+        ),
+        lambda item: course.read(*item),
     )
+    if course.evaluate is not None and position.step == 0:
+        course.evaluate(0)
     label = f"Training {config.tracker_run_name}"
     with (
         closing(batches),
         progress.task(label, plan.total_steps, done=position.step) as advance,
     ):
-        for step in _steps(plan):
+        for step in steps(plan):
             started = time.monotonic()
-            loss, long_rows = _accumulate(trainee, step, batches)
-            if not math.isfinite(loss):
-                raise PipeError(_not_finite("loss", loss, step, saved))
+            sums = _accumulate(trainee, step, batches, course, saved)
             rate = learning_rate(position.step, plan.total_steps, config)
-            for group in trainee.optimizer.param_groups:
-                group["lr"] = rate
-            norm = clip_gradients(trainee.parameters(), config)
-            if not math.isfinite(norm):
-                raise PipeError(_not_finite("gradient", norm, step, saved))
-            trainee.optimizer.step()
-            trainee.optimizer.zero_grad(set_to_none=True)
+            norm = _take(trainee, config, rate, step, saved, processes)
             position = step.after
-            recent.append(loss)
+            window.add(sums.by_time)
 
             speed = step.samples / (time.monotonic() - started)
             memory = peak_memory(trainee.device)
-            metrics.write(
-                position.step,
-                {
+            if course.metrics is not None:
+                values = {
                     "epoch": step.epoch,
-                    "loss": loss,
+                    "loss": sums.loss / step.samples,
                     "learning_rate": rate,
                     "grad_norm": norm,
                     "samples": step.samples,
-                    "long_rope_share": long_rows / step.samples,
+                    "long_rope_share": sums.long_rows / step.samples,
+                    **step_metrics(sums.by_time),
+                    **_other_targets(sums),
+                    **_own_rate(trainee.optimizer),
                     "samples_per_second": speed,
                     "memory_gib": memory,
-                },
-            )
-            mean = sum(recent) / len(recent)
-            advance(1, f"loss {mean:.3f} lr {rate:.1e} {speed:.1f}/s {memory:.1f}GiB")
+                }
+                course.metrics.write(position.step, values, window.board())
+            advance(1, f"{window.progress_text()} lr {rate:.1e} {speed:.1f}/s {memory:.1f}GiB")
 
+            stopping = bool(sums.interrupted or sums.terminated)
+            last = position.step == plan.total_steps
+            if course.evaluate is not None and (
+                last or position.step % config.eval_steps_interval == 0
+            ):
+                course.evaluate(position.step)
             interval = config.checkpoint_step_interval
-            if interval and position.step % interval == 0:
-                save(position)
+            if last or stopping or (interval and position.step % interval == 0):
+                course.save(position)
                 saved = position
-            if stop.signal is not None:
+            if stopping:
+                if course.stop.signal is None:  # another process was asked to stop
+                    course.stop.signal = signal.SIGINT if sums.interrupted else signal.SIGTERM
                 break
-    if position != saved:
-        save(position)
-    return Progressed(position, sum(recent) / len(recent) if recent else None, len(recent))
+    recent = window.values() if len(window) else {}
+    return Progressed(position, recent, window.progress_text())
 
 
-def _not_finite(what: str, value: float, step: _Step, saved: Position) -> str:
-    kept = f"the last checkpoint is of step {saved.step}" if saved.step else "nothing was saved yet"
-    return (
-        f"The {what} of step {step.after.step} is {value}. The step was not taken; {kept}. Lower "
-        'learning_rate, or set mixed_precision = "no".'
-    )
+def _other_targets(sums: _Sums) -> dict[str, float]:
+    """The losses of rows that have other targets, where there are any."""
+    found: dict[str, float] = {}
+    if sums.regularised:
+        found |= {
+            "regularisation_samples": sums.regularised,
+            "regularisation_loss": sums.regularised_loss / sums.regularised,
+        }
+    if sums.rolled:
+        found |= {
+            "rollout_samples": sums.rolled,
+            "rollout_loss": sums.rolled_loss / sums.rolled,
+        }
+    return found
 
 
-def _accumulate(trainee: Trainee, step: _Step, batches: Iterator[Batch]) -> tuple[float, int]:
-    """Add up the gradients of a global batch; its loss, and how many rows were long."""
-    total = torch.zeros((), device=trainee.device)
-    long_rows = 0
-    for _ in step.batches:
-        batch = next(batches)
+def _own_rate(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What Prodigy has found, which multiplies the learning rate; nothing of other optimizers."""
+    found = optimizer.param_groups[0].get("d")
+    return {} if found is None else {"prodigy_d": float(found)}
+
+
+def _accumulate(
+    trainee: Trainee, step: Step, batches: Iterator[Batch], course: Course, saved: Position
+) -> _Sums:
+    """Add up the gradients and losses of a global batch, over all processes."""
+    processes = course.processes
+    trainee.gradients.zero()
+    sums, losses, samples = _Sums(), [], []
+    failure: PipeError | None = None
+    mine = len(step.share(processes.rank, processes.size))
+    for turn in range(step.rounds(processes.size) if trainee.sharded else mine):
         try:
-            share = micro_batch_losses(trainee, batch).sum() / step.samples
-            share.backward()  # type: ignore[no-untyped-call]
-        except torch.OutOfMemoryError as error:
-            raise PipeError(
-                f"{trainee.device} ran out of memory at {len(batch.sample_ids)} samples of "
-                f"{batch.bucket} in step {step.after.step}. Lower train_batch_size, set "
-                "gradient_checkpointing = true, take FeedForward out of target_module, or lower "
-                "the resolution."
-            ) from error
-        total += share.detach()
-        long_rows += long_table_rows(trainee, batch)
-    return total.item(), long_rows
+            batch = next(batches) if turn < mine else None
+            of_batch = _forward_and_back(trainee, step, batch, processes)
+        except PipeError as error:
+            failure = error
+            break
+        if batch is not None:
+            losses.append((batch, of_batch))
+            samples += batch.sample_ids
+            sums.long_rows += long_table_rows(trainee, batch)
+    found = _collect(sums, losses, course.variance)
+    stop = course.stop.signal
+    sums.failed = float(failure is not None)
+    sums.interrupted = float(stop == signal.SIGINT)
+    sums.terminated = float(stop is not None and stop != signal.SIGINT)
+    sums.exchange(processes, trainee.device)
+    if failure is not None:
+        raise failure
+    if sums.failed:
+        raise PipeError("Another process of this training failed; its own message says why.")
+    loss = sums.loss / step.samples
+    if not math.isfinite(loss):
+        bad = [name for name, one in zip(samples, found, strict=True) if not math.isfinite(one)]
+        names = [name for part in processes.gathered(bad) for name in part]
+        processes.raise_together(PipeError(_not_finite("loss", loss, step, saved, names)))
+    processes.sum_(trainee.gradients.flat)
+    return sums
+
+
+def _forward_and_back(
+    trainee: Trainee, step: Step, batch: Batch | None, processes: Processes
+) -> torch.Tensor:
+    """One micro-batch's losses `[B]`, with its gradients added up.
+
+    Where the base model is sharded, every process runs it equally often; one that has no
+    micro-batch in this turn (None) runs it on next to nothing.
+    """
+    if trainee.sharded:
+        passes = passes_without_gradients(batch) if batch is not None else 0
+        most = torch.tensor(passes, device=trainee.device)
+        processes.max_(most)
+        run_idle(trainee, int(most) - passes)
+    if batch is None:
+        return run_idle(trainee, 1, gradients=True)
+    try:
+        losses = sample_losses(trainee, pose(trainee, batch), batch)
+        trainee.scaler.scale(losses.sum() / step.samples).backward()  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError as error:
+        raise PipeError(
+            f"{trainee.device} ran out of memory at {len(batch.sample_ids)} samples of "
+            f"{batch.bucket} in step {step.after.step}. {LESS_MEMORY}"
+        ) from error
+    return losses.detach()
+
+
+#: What to change where memory does not suffice.
+LESS_MEMORY = (
+    "Lower train_batch_size, set gradient_checkpointing = true, set base_model_precision, take "
+    "FeedForward out of target_module, or lower the resolution. `omnigen-pipe estimate` says what "
+    "fits."
+)
+
+
+def _collect(
+    sums: _Sums, losses: list[tuple[Batch, torch.Tensor]], variance: tuple[float, ...]
+) -> list[float]:
+    """Add the losses of all micro-batches to `sums`, by kind; returns them sample by sample."""
+    if not losses:
+        return []
+    found = torch.cat([of_batch for _, of_batch in losses]).cpu().double()
+    t = torch.cat([batch.t for batch, _ in losses])
+    regularised = torch.cat([batch.regularisation for batch, _ in losses])
+    rolled = torch.cat([_rolled(batch) for batch, _ in losses])
+    plain = ~(regularised | rolled)
+    sums.loss = float(found.sum())
+    sums.regularised, sums.rolled = float(regularised.sum()), float(rolled.sum())
+    sums.regularised_loss = float(found[regularised].sum())
+    sums.rolled_loss = float(found[rolled].sum())
+    sums.by_time = step_sums(t[plain], found[plain], linear_error(t[plain], variance))
+    return list(found.tolist())
+
+
+def _rolled(batch: Batch) -> torch.Tensor:
+    """Which rows are rolled out, `[B]`."""
+    if batch.rollout is None:
+        return torch.zeros(len(batch.sample_ids), dtype=torch.bool)
+    return batch.rollout.steps > 0
+
+
+def _take(
+    trainee: Trainee,
+    config: TrainConfig,
+    rate: float,
+    step: Step,
+    saved: Position,
+    processes: Processes,
+) -> float | None:
+    """Take the optimizer step; the gradient's norm before clipping.
+
+    None where a float16 gradient overflowed: then the scaler lowers its scale, and the weights
+    stay as they are.
+    """
+    scaler = trainee.scaler
+    scaler.unscale_(trainee.optimizer)
+    norm = trainee.gradients.norm()
+    if not math.isfinite(norm) and (
+        not scaler.is_enabled() or scaler.get_scale() <= _SMALLEST_SCALE
+    ):
+        processes.raise_together(PipeError(_not_finite("gradient", norm, step, saved, [])))
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = rate
+    if math.isfinite(norm):
+        trainee.gradients.clip(norm, config)
+    scaler.step(trainee.optimizer)
+    scaler.update()
+    if not math.isfinite(norm):
+        return None
+    if trainee.ema is not None:
+        trainee.ema.update(step.after.step)
+    return norm
+
+
+def _not_finite(what: str, value: float, step: Step, saved: Position, samples: list[str]) -> str:
+    kept = f"the last checkpoint is of step {saved.step}" if saved.step else "nothing was saved yet"
+    text = f"The {what} of step {step.after.step} is {value}. The step was not taken; {kept}. "
+    if samples:
+        more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
+        text += (
+            f"Samples: {', '.join(samples[:_NAMED])}{more} (`omnigen-pipe status --sample ID` "
+            "explains one). "
+        )
+    return text + 'Lower learning_rate, or set mixed_precision = "no".'
 
 
 def peak_memory(device: torch.device) -> float:

@@ -205,15 +205,3 @@ def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         with torch.no_grad():
             for parameter, y in zip(parameters, trained, strict=True):
                 parameter.copy_(y)
-
-
-def clip_gradients(parameters: list[torch.nn.Parameter], config: TrainConfig) -> float:
-    """Clip in place as configured; returns the global norm before clipping."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if config.max_grad_norm > 0:
-        if config.grad_clip_method == "value":
-            torch.nn.utils.clip_grad_value_(parameters, config.max_grad_norm)
-        else:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
-    return float(norm)

@@ -89,7 +89,7 @@ def test_training_stops_before_it_learns_from_a_damaged_latent(
         here.run(stage)
     run = here.root / "runs" / "default"
     frozen = FrozenSamples.open(run / "samples.arrow")
-    order = frozen.order(0, Workspace.open(here.root).config.train)
+    order = frozen.order(0, Workspace.open(here.root).config.train, micro_batches=1)
     last = len(order) - 1
     (row,) = frozen.table.take(order.global_batch(last)[0].samples).to_pylist()
     place = _latents(here)[row["pixels_key"]]

@@ -151,7 +151,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(
     here.run("train")
     whole = _losses(here)
     checkpoints = here.root / "runs" / "default" / "checkpoints"
-    (checkpoints / "step-00000008" / "optimizer.pt").write_bytes(b"")
+    (checkpoints / "step-00000008" / "training.pt").write_bytes(b"")
     _set(here, checkpoints_total_limit=1, max_train_steps=7)
     summary = here.json("train")
     assert any("step-00000008" in note for note in summary["notes"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.errors import PipeError, UsageError
+from manifests.errors import PipeError, UsageError, WriteError
 from omnigen_pipe.config import LokrConfig, TrainConfig
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Position
@@ -40,7 +40,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         (unfinished / "adapter.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match="No space left"):
         checkpoints.save(tmp_path / "checkpoints", tmp_path / "staging", Position(9), write)
     assert checkpoints.names(tmp_path / "checkpoints") == [good.folder.name]
     assert list((tmp_path / "staging").iterdir()) == []

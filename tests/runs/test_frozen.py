@@ -134,7 +134,7 @@ def test_the_reader_gives_what_stock_webdataset_and_the_formulas_give(
 ) -> None:
     frozen = _frozen(workspace)
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), workspace.config.train)
-    batch = reader.read(MicroBatch(np.array([3, 1]), np.array([2, 0])), epoch=4)
+    batch = reader.read(MicroBatch(np.array([3, 1]), np.array([2, 0])), epoch=4, step=0)
     urls = [str(p) for p in (workspace.root / "latents" / "32x16").glob("*.tar")]
     stored = {
         sample["__key__"]: sample["moments.npy"]
@@ -155,8 +155,8 @@ def test_the_reader_gives_what_stock_webdataset_and_the_formulas_give(
 def test_a_sample_is_the_same_in_any_batch(workspace: Workspace) -> None:
     frozen = _frozen(workspace)
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), workspace.config.train)
-    together = reader.read(MicroBatch(np.array([1, 3]), np.array([1, 0])), 2)
-    alone = reader.read(MicroBatch(np.array([3]), np.array([0])), 2)
+    together = reader.read(MicroBatch(np.array([1, 3]), np.array([1, 0])), 2, step=0)
+    alone = reader.read(MicroBatch(np.array([3]), np.array([0])), 2, step=0)
     assert (together.x1[1] == alone.x1[0]).all()
     assert (together.x0[1] == alone.x0[0]).all()
     assert together.t[1] == alone.t[0]
@@ -168,7 +168,8 @@ def test_dropout_replaces_the_prompt_at_its_rate(workspace: Workspace) -> None:
     config = workspace.config.train.model_copy(update={"caption_dropout_probability": 0.5})
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
     prompts = [
-        reader.read(MicroBatch(np.array([0]), np.array([0])), e).prompts[0] for e in range(200)
+        reader.read(MicroBatch(np.array([0]), np.array([0])), e, step=0).prompts[0]
+        for e in range(200)
     ]
     assert 70 < prompts.count([8, 9]) < 130
     assert prompts.count([1, 2]) > 20
@@ -184,12 +185,12 @@ def test_a_flipped_bit_or_a_lost_shard_is_never_trained_on(workspace: Workspace)
     data[int(places.offsets[0]) + 3] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DamagedLatentError, match="encode-vae"):
-        reader.read(MicroBatch(np.array([0]), np.array([0])), 0)
+        reader.read(MicroBatch(np.array([0]), np.array([0])), 0, step=0)
     shard.unlink()
     with pytest.raises(PipeError, match="encode-vae"):
         locate(workspace, frozen)
     with pytest.raises(PipeError, match="encode-vae"):
-        reader.read(MicroBatch(np.array([0]), np.array([0])), 0)
+        reader.read(MicroBatch(np.array([0]), np.array([0])), 0, step=0)
 
 
 def test_latents_that_moved_or_were_encoded_again_are_found_in_the_middle_of_a_run(
@@ -198,14 +199,14 @@ def test_latents_that_moved_or_were_encoded_again_are_found_in_the_middle_of_a_r
     frozen = _frozen(workspace)
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), workspace.config.train)
     micro = MicroBatch(np.array([0, 2]), np.array([0, 0]))
-    before = reader.read(micro, 0)
+    before = reader.read(micro, 0, step=0)
     (workspace.root / reader.locations.shards[0]).unlink()
     with ShardWriter(workspace, VAE, {}) as writer:
         for number in (0, 2):
             # Another batch may change the last bits.
             moments = _moments(number) * np.float16(1 + 2**-10)
             writer.add(f"{number:032x}", "16x16", moments, {})
-    after = reader.read(micro, 0)
+    after = reader.read(micro, 0, step=0)
     assert reader.locations.reencoded == 2
     np.testing.assert_allclose(after.x1, before.x1, rtol=0.02, atol=0.02)
     assert (after.x0 == before.x0).all()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from manifests.errors import PipeError
-from omnigen_pipe.config import Config, LokrConfig, TrainConfig, parse
+from omnigen_pipe.config import Config, LokrConfig, parse
 from omnigen_pipe.model import flow
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.transformer import predict_velocity
@@ -25,9 +25,10 @@ from omnigen_pipe.runs.order import MicroBatch, epoch_order
 from omnigen_pipe.stop import StopRequest
 from omnigen_pipe.training import loop
 from omnigen_pipe.training.batches import Batch
-from omnigen_pipe.training.loop import Plan, train
-from omnigen_pipe.training.objective import micro_batch_losses
-from omnigen_pipe.training.optimizers import clip_gradients
+from omnigen_pipe.training.gradients import AdapterGradients
+from omnigen_pipe.training.loop import Course, train
+from omnigen_pipe.training.objective import pose, sample_losses
+from omnigen_pipe.training.plan import Plan
 from omnigen_pipe.training.state import read_state, write_state
 from omnigen_pipe.training.trainee import Trainee, load_trainee
 from omnigen_pipe.workspace import Workspace
@@ -35,6 +36,7 @@ from omnigen_pipe.workspace import Workspace
 SAMPLES = 8
 BUCKETS = np.array([0, 0, 0, 0, 0, 1, 1, 1])
 SIZES = {0: (8, 8), 1: (6, 10)}
+VARIANCE = (1.0, 1.0, 1.0, 1.0)
 
 
 def _config(model: Path, **train_options: object) -> Config:
@@ -51,7 +53,7 @@ def _config(model: Path, **train_options: object) -> Config:
     return parse({"model": model_options, "train": options}, "test")
 
 
-def _read(micro: MicroBatch, epoch: int) -> Batch:
+def _read(micro: MicroBatch, epoch: int, step: int = 0) -> Batch:
     """Batches like the real reader's: fixed latents, and draws that depend on the sample."""
     rows = []
     for sample, repeat in zip(micro.samples.tolist(), micro.repeats.tolist(), strict=True):
@@ -86,8 +88,18 @@ def _plan(config: Config, steps: int, start: Position | None = None) -> Plan:
             batch_size=config.train.train_batch_size,
             micro_batches=config.train.gradient_accumulation_steps,
         ),
-        _read,
     )
+
+
+CPU = torch.device("cpu")
+
+
+def _load(config: Config, folder: Path) -> Trainee:
+    return load_trainee(Workspace(folder, config), LokrConfig(), CPU)
+
+
+def _sample_losses(trainee: Trainee, batch: Batch) -> torch.Tensor:
+    return sample_losses(trainee, pose(trainee, batch), batch)
 
 
 def _train(
@@ -97,10 +109,10 @@ def _train(
     *,
     resume: checkpoints.Checkpoint | None = None,
     stop: StopRequest | None = None,
-    read: Callable[[MicroBatch, int], Batch] = _read,
+    read: Callable[[MicroBatch, int, int], Batch] = _read,
 ) -> tuple[Trainee, checkpoints.Checkpoint | None]:
     workspace = Workspace(folder, config)
-    trainee = load_trainee(workspace, LokrConfig(), "cpu")
+    trainee = _load(config, folder)
     start = Position()
     if resume is not None:
         read_state(trainee, resume)
@@ -119,11 +131,9 @@ def _train(
 
     folder.mkdir(exist_ok=True)
     truncate(folder / METRICS_NAME, start.step, workspace.staging)
-    plan = replace(_plan(config, steps, start), read=read)
     with MetricsWriter(folder, start.step, tensorboard=False) as metrics:
-        train(
-            trainee, plan, config.train, metrics, save, Progress(quiet=True), stop or StopRequest()
-        )
+        course = Course(read, save, VARIANCE, Progress(quiet=True), stop or StopRequest(), metrics)
+        train(trainee, _plan(config, steps, start), config.train, course)
     return trainee, saved[-1] if saved else None
 
 
@@ -137,18 +147,18 @@ def test_the_loss_falls_when_eight_samples_are_overfitted(
 ) -> None:
     """With the draws of one epoch for ever: what is left to learn is finite."""
     config = _config(small_omnigen, train_batch_size=4, learning_rate=1e-2)
-    _train(tmp_path / "run", config, 100, read=lambda micro, epoch: _read(micro, 0))
+    _train(tmp_path / "run", config, 100, read=lambda micro, epoch, step: _read(micro, 0))
     losses = _losses(tmp_path / "run")
     assert len(losses) == 100
     assert np.mean(losses[-12:]) < 0.65 * np.mean(losses[:12])
 
 
 def test_the_loss_is_the_objective_written_out(small_omnigen: Path, tmp_path: Path) -> None:
-    trainee = load_trainee(Workspace(tmp_path, _config(small_omnigen)), LokrConfig(), "cpu")
+    trainee = _load(_config(small_omnigen), tmp_path)
     batch = _read(MicroBatch(np.array([1, 3]), np.array([0, 0])), 0)
     t = batch.t[:, None, None, None]
     with torch.no_grad():
-        losses = micro_batch_losses(trainee, batch)
+        losses = _sample_losses(trainee, batch)
         x_t = t * batch.x1 + (1 - t) * batch.x0
         velocity = predict_velocity(trainee.transformer, x_t, batch.t, batch.prompts)
     expected = ((velocity - (batch.x1 - batch.x0)) ** 2).mean(dim=(1, 2, 3))
@@ -159,20 +169,20 @@ def test_cutting_a_global_batch_otherwise_changes_only_rounding(
     small_omnigen: Path, tmp_path: Path
 ) -> None:
     """Gradients of [0, 1, 2, 3] at once equal those of [0, 1, 2] and [3]."""
-    trainee = load_trainee(Workspace(tmp_path, _config(small_omnigen)), LokrConfig(), "cpu")
+    trainee = _load(_config(small_omnigen), tmp_path)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trainee.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     gradients = []
     for cuts in ([[0, 1, 2, 3]], [[0, 1, 2], [3]], [[3], [1], [0, 2]]):
-        trainee.optimizer.zero_grad()
+        trainee.gradients.zero()
         for cut in cuts:
-            losses = micro_batch_losses(
+            losses = _sample_losses(
                 trainee, _read(MicroBatch(np.array(cut), np.zeros(len(cut), dtype=np.int64)), 0)
             )
             (losses.sum() / 4).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in trainee.parameters()]))
+        gradients.append(trainee.gradients.flat.clone())
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() / gradients[0].norm() < 1e-5
 
@@ -214,7 +224,7 @@ def test_metrics_after_the_checkpoint_are_computed_again_not_doubled(
 def test_a_stop_request_ends_after_the_step_and_saves(small_omnigen: Path, tmp_path: Path) -> None:
     stop = StopRequest()
 
-    def read(micro: MicroBatch, epoch: int) -> Batch:
+    def read(micro: MicroBatch, epoch: int, step: int) -> Batch:
         stop.signal = 2
         return _read(micro, epoch)
 
@@ -227,7 +237,7 @@ def test_a_stop_request_ends_after_the_step_and_saves(small_omnigen: Path, tmp_p
 def test_a_loss_that_is_not_finite_ends_training_before_the_step(
     small_omnigen: Path, tmp_path: Path
 ) -> None:
-    def read(micro: MicroBatch, epoch: int) -> Batch:
+    def read(micro: MicroBatch, epoch: int, step: int) -> Batch:
         batch = _read(micro, epoch)
         return replace(batch, x1=batch.x1 * math.inf) if epoch == 1 else batch
 
@@ -242,14 +252,16 @@ def test_a_gradient_that_is_not_finite_ends_training_before_the_step(
     """Though the loss is finite: the step would spoil the adapter and its checkpoint."""
     calls = 0
 
-    def spoil(parameters: list[torch.nn.Parameter], config: object) -> float:
+    norm = AdapterGradients.norm
+
+    def spoil(gradients: AdapterGradients) -> float:
         nonlocal calls
         calls += 1
         if calls == 3:
-            parameters[0].grad[0] = math.nan
-        return clip_gradients(parameters, TrainConfig())
+            gradients.flat[7] = math.nan
+        return norm(gradients)
 
-    monkeypatch.setattr(loop, "clip_gradients", spoil)
+    monkeypatch.setattr(AdapterGradients, "norm", spoil)
     config = _config(small_omnigen, checkpoint_step_interval=1)
     with pytest.raises(PipeError, match=r"gradient of step 3 is nan.*checkpoint is of step 2"):
         _train(tmp_path / "run", config, 20)
@@ -264,7 +276,7 @@ def test_running_out_of_memory_says_what_to_lower(
     def exhaust(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "micro_batch_losses", exhaust)
+    monkeypatch.setattr(loop, "sample_losses", exhaust)
     with pytest.raises(PipeError, match=r"cpu ran out of memory.*train_batch_size"):
         _train(tmp_path / "run", _config(small_omnigen), 5)
 
@@ -290,17 +302,17 @@ def test_tensorboard_gets_the_same_numbers_and_forgets_what_is_computed_again(
 def test_regularisation_data_learn_the_base_models_prediction(
     small_omnigen: Path, tmp_path: Path
 ) -> None:
-    trainee = load_trainee(Workspace(tmp_path, _config(small_omnigen)), LokrConfig(), "cpu")
+    trainee = _load(_config(small_omnigen), tmp_path)
     batch = _read(MicroBatch(np.array([0, 2, 4]), np.zeros(3, dtype=np.int64)), 0)
     mixed = replace(batch, regularisation=torch.tensor([False, True, False]))
     trainee.network.set_multiplier(0.7)
     with torch.no_grad():
-        assert micro_batch_losses(trainee, mixed)[1] < 1e-12, "not yet trained"
+        assert _sample_losses(trainee, mixed)[1] < 1e-12, "not yet trained"
         generator = torch.Generator().manual_seed(0)
         for parameter in trainee.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        losses = micro_batch_losses(trainee, mixed)
-        plain = micro_batch_losses(trainee, batch)
+        losses = _sample_losses(trainee, mixed)
+        plain = _sample_losses(trainee, batch)
         x_t = flow.interpolate(batch.x1, batch.x0, batch.t)
         adapted = predict_velocity(trainee.transformer, x_t, batch.t, batch.prompts)
         trainee.network.set_multiplier(0.0)
@@ -313,16 +325,16 @@ def test_regularisation_data_learn_the_base_models_prediction(
 def test_the_strength_is_put_back_after_regularisation_data(
     small_omnigen: Path, tmp_path: Path
 ) -> None:
-    trainee = load_trainee(Workspace(tmp_path, _config(small_omnigen)), LokrConfig(), "cpu")
+    trainee = _load(_config(small_omnigen), tmp_path)
     trainee.network.set_multiplier(0.7)
     batch = _read(MicroBatch(np.array([0]), np.array([0])), 0)
-    micro_batch_losses(trainee, replace(batch, regularisation=torch.tensor([True])))
+    _sample_losses(trainee, replace(batch, regularisation=torch.tensor([True])))
     assert {lora.multiplier for lora in trainee.network.loras} == {0.7}
 
 
 def test_the_base_model_never_changes(small_omnigen: Path, tmp_path: Path) -> None:
     trainee, _ = _train(tmp_path / "run", _config(small_omnigen), 5)
-    fresh = load_trainee(Workspace(tmp_path, _config(small_omnigen)), LokrConfig(), "cpu")
+    fresh = _load(_config(small_omnigen), tmp_path)
     trained = dict(trainee.transformer.named_parameters())
     for name, parameter in fresh.transformer.named_parameters():
         assert torch.equal(parameter, trained[name]), name

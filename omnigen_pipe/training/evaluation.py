@@ -1,0 +1,170 @@
+"""Stable evaluation: the same images, noise and times every time, so that numbers compare.
+
+Each image's loss is taken at eight fixed times inside (0, 1), with one noise per image. How its
+passes are cut depends on its bucket alone; so the result is the same, to the last bit on the
+CPU, whatever the batch size, the number of processes, and where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+
+from omnigen_pipe.config import TrainConfig
+from omnigen_pipe.model import flow
+from omnigen_pipe.model.transformer import predict_velocity
+from omnigen_pipe.training.baseline import linear_error
+from omnigen_pipe.training.batches import EvalSample
+from omnigen_pipe.training.loss_window import CENTRES
+from omnigen_pipe.training.objective import run_idle
+from omnigen_pipe.training.optimizers import averaged_weights
+from omnigen_pipe.training.processes import Processes
+from omnigen_pipe.training.trainee import Trainee
+
+#: The times: sigmoid(Φ⁻¹((k + ½)/8)) for k = 0 … 7, the medians of the bins of training's t.
+TIMES = CENTRES
+#: Image tokens in one pass, without gradients: as many as two samples of 1024x1024 px.
+_TOKENS_PER_PASS = 8192
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss over all images at each of `TIMES`, and the linear baseline there."""
+
+    losses: tuple[float, ...]
+    baseline: tuple[float, ...]
+    images: int
+
+    @property
+    def loss(self) -> float:
+        """The mean over the times, that is, over t as it is drawn in training."""
+        return fmean(self.losses)
+
+    @property
+    def explained(self) -> float:
+        """The share of the linear baseline's error that the model does away with."""
+        return 1 - self.loss / fmean(self.baseline)
+
+    def as_json(self) -> dict[str, object]:
+        """The numbers, as they stand in `evaluations.jsonl`."""
+        return {
+            "images": self.images,
+            "loss": self.loss,
+            "explained": self.explained,
+            "times": list(TIMES),
+            "losses": list(self.losses),
+            "baseline": list(self.baseline),
+        }
+
+
+def images(available: int, config: TrainConfig) -> int:
+    """How many of the `available` samples are evaluated on: the first `num_eval_images`, or all."""
+    return min(available, config.num_eval_images or available)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a trainee on a run's evaluation samples, 0 … `count` - 1, read by `read`.
+
+    `variance`: the latents' own, per channel, for the baseline. Each process takes its share.
+    """
+
+    trainee: Trainee
+    count: int
+    read: Callable[[int], EvalSample]
+    variance: tuple[float, ...]
+    processes: Processes
+
+    def results(self) -> dict[str, Evaluation]:
+        """Of the weights that a checkpoint would hold now (`weights`), and their average (`ema`)
+        where there is one."""
+        with averaged_weights(self.trainee.optimizer):
+            found = {"weights": self._evaluate()}
+        if self.trainee.ema is not None:
+            with self.trainee.ema.in_place():
+                found["ema"] = self._evaluate()
+        return found
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(self.trainee, self.count, self.read, self.variance, self.processes)
+
+
+def as_line(results: Mapping[str, Evaluation]) -> dict[str, object]:
+    """The results as a line of `evaluations.jsonl`."""
+    line = results["weights"].as_json()
+    return line | {name: r.as_json() for name, r in results.items() if name != "weights"}
+
+
+def as_board(results: Mapping[str, Evaluation]) -> dict[str, float]:
+    """The results as scalars for TensorBoard."""
+    scalars: dict[str, float] = {}
+    for name, result in results.items():
+        room = "eval" if name == "weights" else f"eval_{name}"
+        scalars |= {f"{room}/loss": result.loss, f"{room}/explained": result.explained}
+        for t, loss in zip(TIMES, result.losses, strict=True):
+            scalars[f"{room}/loss_by_t/{t:.2f}"] = loss
+    return scalars
+
+
+def sentence(step: int, results: Mapping[str, Evaluation]) -> str:
+    """The results as a line for a person."""
+    parts = [
+        f"{'' if name == 'weights' else name + ' '}loss {result.loss:.4f} (explains "
+        f"{100 * result.explained:.1f} % of the linear baseline's)"
+        for name, result in results.items()
+    ]
+    return f"Evaluation after step {step}: {', '.join(parts)}"
+
+
+def evaluate(
+    trainee: Trainee,
+    count: int,
+    read: Callable[[int], EvalSample],
+    variance: tuple[float, ...],
+    processes: Processes = Processes(),
+) -> Evaluation:
+    """Evaluate the weights as they are; see `Evaluator`."""
+    losses = torch.zeros(count, len(TIMES), dtype=torch.float64, device=trainee.device)
+    for first in range(0, count, processes.size):
+        index = first + processes.rank
+        sample = read(index) if index < count else None
+        passes = _passes(trainee, sample) if sample is not None else []
+        if trainee.sharded:
+            _level(trainee, len(passes), processes)
+        for part in passes:
+            assert sample is not None
+            losses[index, part] = _losses(trainee, sample, TIMES[part])
+    processes.sum_(losses)  # each row is of one process, and zero in the others
+    t = torch.tensor(TIMES)
+    return Evaluation(
+        tuple(losses.mean(dim=0).tolist()), tuple(linear_error(t, variance).tolist()), count
+    )
+
+
+def _level(trainee: Trainee, passes: int, processes: Processes) -> None:
+    """Run idle as often as another process runs the sharded model more than this one."""
+    most = torch.tensor(passes, device=trainee.device)
+    processes.max_(most)
+    run_idle(trainee, int(most) - passes)
+
+
+def _passes(trainee: Trainee, sample: EvalSample) -> list[slice]:
+    """Which of `TIMES` go through the model together."""
+    patch = trainee.transformer.config.patch_size
+    tokens = (sample.x1.shape[-2] // patch) * (sample.x1.shape[-1] // patch)
+    rows = max(1, _TOKENS_PER_PASS // tokens)
+    return [slice(start, start + rows) for start in range(0, len(TIMES), rows)]
+
+
+def _losses(trainee: Trainee, sample: EvalSample, times: tuple[float, ...]) -> torch.Tensor:
+    """The sample's loss at each of `times`, float32."""
+    rows = len(times)
+    t = torch.tensor(times, device=trainee.device)
+    x1, x0 = (x.to(trainee.device).expand(rows, *x.shape) for x in (sample.x1, sample.x0))
+    with torch.no_grad(), trainee.autocast():
+        x_t = flow.interpolate(x1, x0, t)
+        velocity = predict_velocity(trainee.transformer, x_t, t, [sample.prompt] * rows)
+    return flow.sample_losses(velocity, flow.target(x1, x0))

@@ -1,0 +1,234 @@
+"""One start of a run: what the loop is given is put together, and what it reached is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+
+from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.device import pick_device, release_memory
+from omnigen_pipe.model.transformer import check_fits
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.runs import checkpoints
+from omnigen_pipe.runs.checkpoints import Checkpoint, Position, find_adapter
+from omnigen_pipe.runs.frozen import FrozenSamples, locate
+from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
+from omnigen_pipe.runs.run import Run, Start, versions
+from omnigen_pipe.stop import stop_on_signal
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.training import evaluation, optimizers, schedule
+from omnigen_pipe.training.baseline import channel_variance, chosen
+from omnigen_pipe.training.batches import BatchReader
+from omnigen_pipe.training.loop import LESS_MEMORY, Course, Progressed, train
+from omnigen_pipe.training.plan import Plan
+from omnigen_pipe.training.preflight import largest_batch, rehearse
+from omnigen_pipe.training.processes import Processes
+from omnigen_pipe.training.state import read_state, write_state
+from omnigen_pipe.training.trainee import Trainee, load_trainee
+from omnigen_pipe.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Session:
+    """A start of the run `this`, whose samples are frozen, in each of its processes."""
+
+    workspace: Workspace
+    progress: Progress
+    this: Run
+    start: Start
+    frozen: FrozenSamples
+    lokr: LokrConfig
+    processes: Processes
+
+    def train(
+        self, device_name: str | None, checkpoint: Checkpoint | None, summary: Summary
+    ) -> None:
+        """Train from `checkpoint` (None: from the beginning) to the end or a signal, and fill in
+        `summary`."""
+        config = self.workspace.config.train
+        device = pick_device(device_name)
+        release_memory()  # of the VAE, where `run` has just encoded
+        position = checkpoint.position if checkpoint else Position()
+        reader = self._reader(self.frozen, summary)
+        variance = self.processes.on_first(lambda: self._variance(reader))
+        trainee = self._trainee(device, checkpoint, summary)
+        rehearse(trainee, largest_batch(self.frozen, config), config, LESS_MEMORY)
+
+        order = lru_cache(maxsize=2)(
+            lambda epoch: self.frozen.order(epoch, config, self.start.micro_batches)
+        )
+        saver = _Saver(self, trainee, checkpoint)
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signal())
+            metrics = self._metrics(position, stack)
+            course = Course(
+                read=reader.read,
+                save=saver.save,
+                variance=variance,
+                progress=self.progress,
+                stop=stop,
+                metrics=metrics,
+                evaluate=self._evaluation(trainee, variance, metrics, summary),
+                processes=self.processes,
+            )
+            plan = Plan(position, summary.details["total_steps"], order)
+            reached = train(trainee, plan, config, course)
+        summary.signal = stop.signal
+        _report(summary, trainee, position, reached, saver.last)
+        summary.counts = {"samples": len(self.frozen), **summary.counts}
+
+    def _reader(self, frozen: FrozenSamples, summary: Summary) -> BatchReader:
+        reader = BatchReader(
+            self.workspace, frozen, locate(self.workspace, frozen), self.workspace.config.train
+        )
+        if reader.locations.reencoded:
+            summary.notes.append(
+                f"{reader.locations.reencoded} latents were encoded again since the run began, "
+                "and may differ in their last bits."
+            )
+        return reader
+
+    def _variance(self, reader: BatchReader) -> tuple[float, ...]:
+        """The latents' own variance, which is measured once in a run's life."""
+        known = self.this.variance()
+        if known is not None:
+            return known
+        splits = self.frozen.table["split"].to_pylist()
+        # Regularisation data have targets of their own; they count only where there is no other.
+        rows = [i for i, split in enumerate(splits) if split == "train"] or list(range(len(splits)))
+        picked = [rows[place] for place in chosen(len(rows))]
+        self.progress.note(f"Measuring the variance of {len(picked)} latents.")
+        variance = channel_variance(
+            ((reader.moments(row), float(self.frozen.repeats[row] + 1)) for row in picked),
+            float(self.frozen.metadata["scaling_factor"]),
+            posterior=self.workspace.config.train.vae_posterior != "mean",
+        )
+        self.this.write_variance(self.workspace, variance, len(picked))
+        return tuple(variance)
+
+    def _trainee(
+        self, device: torch.device, checkpoint: Checkpoint | None, summary: Summary
+    ) -> Trainee:
+        """The model and the adapter as `checkpoint` has it, or as the run begins."""
+        config = self.workspace.config.train
+        initial = None
+        if checkpoint is None and config.init_lora is not None:
+            initial = find_adapter(self.workspace.path(config.init_lora))
+        sharded = config.fsdp_enable and self.processes.size > 1
+        trainee = load_trainee(self.workspace, self.lokr, device, initial=initial, sharded=sharded)
+        check_fits(trainee.transformer, self.frozen.bucket_names, self.frozen.largest_token())
+        for target in trainee.targets:
+            self.progress.note(target.describe())
+        total = summary.details["total_steps"]
+        for remark in (optimizers.note(config, device), schedule.note(total, config)):
+            if remark is not None:
+                summary.notes.append(remark)
+        if checkpoint is not None:
+            read_state(trainee, checkpoint)
+            self.progress.note(f"Going on from {checkpoint.folder}")
+        conditions = {
+            **versions(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": str(torch.get_num_threads()),
+            "processes": str(self.processes.size),
+        }
+        summary.notes += self.processes.on_first(
+            lambda: self.this.note_conditions(self.workspace, conditions)
+        )
+        return trainee
+
+    def _metrics(self, position: Position, stack: ExitStack) -> MetricsWriter | None:
+        """Where numbers go, rid of what a resumed run computes again; in the first process only."""
+        if not self.processes.is_first:
+            return None
+        checkpoints.set_aside(self.this.checkpoints, after=position.step)
+        for name in (METRICS_NAME, EVALUATIONS_NAME):
+            truncate(self.this.folder / name, position.step, self.workspace.staging)
+        board = self.workspace.config.train.report_to == "tensorboard"
+        return stack.enter_context(MetricsWriter(self.this.folder, position.step, board))
+
+    def _evaluation(
+        self,
+        trainee: Trainee,
+        variance: tuple[float, ...],
+        metrics: MetricsWriter | None,
+        summary: Summary,
+    ) -> Callable[[int], None] | None:
+        """What evaluates after a step and records it; None where nothing is evaluated."""
+        config = self.workspace.config.train
+        if config.eval_steps_interval == 0:
+            return None
+        reader = self._reader(FrozenSamples.open(self.this.samples, ("eval",)), summary)
+        count = evaluation.images(len(reader.frozen), config)
+        evaluator = evaluation.Evaluator(trainee, count, reader.read_eval, variance, self.processes)
+
+        def evaluate(step: int) -> None:
+            results = evaluator.results()
+            self.progress.note(evaluation.sentence(step, results))
+            summary.details["evaluation"] = {"step": step, **evaluation.as_line(results)}
+            if metrics is not None:
+                metrics.write_evaluation(
+                    step, evaluation.as_line(results), evaluation.as_board(results)
+                )
+
+        return evaluate
+
+
+@dataclass
+class _Saver:
+    """Publishes checkpoints and remembers the last one."""
+
+    session: Session
+    trainee: Trainee
+    last: Checkpoint | None
+
+    def save(self, position: Position) -> None:
+        """Publish a checkpoint of `position` from the first process, and drop old ones."""
+        self.last = self.session.processes.on_first(lambda: self._publish(position))
+
+    def _publish(self, position: Position) -> Checkpoint:
+        session = self.session
+        folder, staging = session.this.checkpoints, session.workspace.staging
+        saved = checkpoints.save(
+            folder,
+            staging,
+            position,
+            lambda path: write_state(self.trainee, path, session.lokr, position.step),
+        )
+        keep = session.workspace.config.train.checkpoints_total_limit
+        checkpoints.prune(folder, staging, keep)
+        return saved
+
+
+def _report(
+    summary: Summary,
+    trainee: Trainee,
+    start: Position,
+    reached: Progressed,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Say in `summary` what was reached."""
+    steps, recent = reached.position.step, reached.recent
+    adapter = str(checkpoint.adapter) if checkpoint else None
+    summary.changed = steps != start.step
+    summary.counts = {"steps": steps, "steps now": steps - start.step}
+    summary.details |= {
+        "adapter": adapter,
+        "loss": recent.get("loss"),
+        "recent": recent,
+        "targets": [asdict(target) for target in trainee.targets],
+        "device": str(trainee.device),
+        "dtype": str(trainee.dtype).removeprefix("torch."),
+    }
+    if recent:
+        summary.notes.append(f"Of the last steps: {reached.text}")
+    if adapter:
+        summary.notes.append(f"Adapter: {adapter}")
+    if summary.signal is not None:
+        summary.notes.append(
+            f"Stopped by a signal at step {steps}, saved. Run the same command to go on."
+        )
