@@ -79,3 +79,12 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
             if (page.parent / target).exists()
         ]
     assert set(PAGES) <= reached
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_loss_can_be_drawn(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "docs" / "loss_plots.py"), "--steps", "60"]
+    subprocess.run([*command, "--folder", str(tmp_path)], check=True, capture_output=True)
+    drawn = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert drawn.keys() == {path.name for path in (ROOT / "docs" / "images").glob("loss-*.png")}
+    assert all(size < 200 * 1024 for size in drawn.values())
