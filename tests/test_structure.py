@@ -32,6 +32,7 @@ FLOORS = [
         "omnigen_pipe.hub",
         "omnigen_pipe.mtimes",
         "omnigen_pipe.progress",
+        "omnigen_pipe.quiet",
         "omnigen_pipe.settings",
         "omnigen_pipe.stop",
         "omnigen_pipe.summary",

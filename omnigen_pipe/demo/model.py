@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from omnigen_pipe.quiet import quiet_imports
 
 #: Ids 0, 1 and 2 are where Llama's vocabulary, and so Phi-3's and OmniGen's, has them.
 SPECIAL_TOKENS = (
@@ -61,6 +64,26 @@ def build_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def _spread_latents(vae: Any) -> None:
+    """Scale the encoder's output so that scaled latents of pictures spread as SDXL's do.
+
+    Random weights make them almost equal: then there would be nothing in them but noise to learn,
+    and a loss of 1 would be the best one.
+    """
+    import torch
+
+    with torch.no_grad():
+        ramp = torch.linspace(-1, 1, 64)
+        pictures = torch.stack(
+            (ramp.expand(64, 64), ramp[:, None].expand(64, 64), ramp.outer(ramp))
+        )
+        encoded = vae.encode(pictures[None]).latent_dist.mean
+        factor = 1 / (vae.config.scaling_factor * encoded.std(dim=(0, 2, 3)))
+        channels = len(factor)
+        vae.quant_conv.weight[:channels] *= factor[:, None, None, None]
+        vae.quant_conv.bias[:channels] *= factor
+
+
 def build_small_omnigen(
     folder: Path,
     *,
@@ -76,11 +99,13 @@ def build_small_omnigen(
     any of them shows. Leaves torch's global random state as it was.
     """
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        OmniGenTransformer2DModel,
-    )
+
+    with quiet_imports():
+        from diffusers import (
+            AutoencoderKL,
+            FlowMatchEulerDiscreteScheduler,
+            OmniGenTransformer2DModel,
+        )
 
     build_tokenizer(folder / "tokenizer")
     half_head = hidden_size // num_heads // 2
@@ -118,6 +143,7 @@ def build_small_omnigen(
             scaling_factor=0.13025,
             force_upcast=True,
         )
+        _spread_latents(vae)
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1).save_pretrained(

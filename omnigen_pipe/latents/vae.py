@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from manifests.errors import UsageError
 from manifests.keys import key
 from omnigen_pipe.config import VaeConfig
+from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.weights import WEIGHTS_NAME, weights_files, weights_hashes
 from omnigen_pipe.workspace import Workspace
 
@@ -101,7 +102,9 @@ def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
     configuration.
     """
     import torch
-    from diffusers import AutoencoderKL
+
+    with quiet_imports():
+        from diffusers import AutoencoderKL
     from safetensors import SafetensorError
 
     vae_config(folder)

@@ -21,6 +21,7 @@ from torch import nn
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import tool_version
 from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.quiet import quiet_imports
 
 #: What the guide's names mean in diffusers' OmniGen. LyCORIS matches class names exactly.
 CLASS_ALIASES = {"FeedForward": "OmniGenFeedForward"}
@@ -50,8 +51,9 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
     Its parameters are the adapter's; the transformer's own stay frozen. Starts as the
     identity. The initial weights depend on `seed` alone.
     """
-    from lycoris.logging import logger
-    from lycoris.wrapper import LycorisNetwork
+    with quiet_imports():
+        from lycoris.logging import logger
+        from lycoris.wrapper import LycorisNetwork
 
     # It reports on stdout, which belongs to our own summary; `count_targets` says the same.
     logger.setLevel(logging.ERROR)

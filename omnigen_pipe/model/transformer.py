@@ -16,6 +16,7 @@ import torch
 from manifests.errors import UsageError
 from omnigen_pipe.model.attention import MaskFreeAttention, spans
 from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
+from omnigen_pipe.quiet import quiet_imports
 
 #: Token that fills up shorter prompts on the left, as in the authors' collator.
 PADDING_TOKEN = 2
@@ -29,16 +30,25 @@ def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> 
     Weights come from safetensors only. Loading directly in bfloat16 also keeps the position
     buffer, and with it the residual stream, in bfloat16.
     """
-    from diffusers import OmniGenTransformer2DModel
+    with quiet_imports():
+        from diffusers import OmniGenTransformer2DModel
 
     try:
-        transformer = OmniGenTransformer2DModel.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True
+        transformer, loaded = OmniGenTransformer2DModel.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise UsageError(
             f"The transformer in {folder} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
+    # diffusers only warns of what is missing, and leaves it without values.
+    missing = set(loaded["missing_keys"])
+    missing |= {name for name, parameter in transformer.named_parameters() if parameter.is_meta}
+    if missing:
+        raise UsageError(
+            f"The transformer in {folder} is not whole: {len(missing)} tensors are missing, such "
+            f"as {', '.join(sorted(missing)[:3])}. Fetch it again."
+        )
     transformer.requires_grad_(False)
     return rowwise(transformer).to(device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from diffusers import OmniGenTransformer2DModel
 from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from manifests.errors import UsageError
 from omnigen_pipe.model.transformer import load_transformer, predict_velocity
 
 CPU = torch.device("cpu")
@@ -138,3 +141,15 @@ def test_grouped_key_value_heads_work(stock: Any) -> None:
         )
     assert together.isfinite().all()
     assert _relative_error(together, alone) < 1e-5
+
+
+def test_weights_that_are_not_all_there_are_named(small_omnigen: Path, tmp_path: Path) -> None:
+    """diffusers itself only warns, and trains on with what is left uninitialised."""
+    folder = tmp_path / "transformer"
+    shutil.copytree(small_omnigen / "transformer", folder)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["layers.1.self_attn.to_q.weight"]
+    save_file(weights, file)
+    with pytest.raises(UsageError, match=r"1 tensors are missing.*layers\.1\.self_attn\.to_q"):
+        load_transformer(folder, torch.float32, torch.device("cpu"))

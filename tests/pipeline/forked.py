@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,8 +42,13 @@ _HEAVY = [
     "stages.discover",
     "stages.encode_vae",
     "stages.tokenize",
+    "stages.train",
     "tokenizers",
     "torch",
+    "torch.distributed.fsdp",
+    "diffusers.models.transformers.transformer_omnigen",
+    "lycoris.wrapper",
+    "omnigen_pipe.training.session",
 ]
 
 #: Far longer than any command here takes (seconds).
@@ -106,6 +112,40 @@ def start(root: Path, *arguments: str, first: Callable[[], object] | None = None
         if path is not None:
             os.environ["PYTHONPATH"] = path
     return Child(process, output)
+
+
+def note_shards(path: str) -> None:
+    """Append to the file `path` how many numbers of the base model this process holds itself."""
+    from torch.distributed.tensor import DTensor
+
+    from omnigen_pipe.training import trainee
+
+    really = trainee.shard
+
+    def noting(transformer: Any, device: Any) -> Any:
+        sharded = really(transformer, device)
+        weights = list(sharded.parameters())
+        assert all(isinstance(weight, DTensor) for weight in weights)
+        held = sum(weight.to_local().numel() for weight in weights)
+        with Path(path).open("a") as file:
+            file.write(f"{held} {sum(weight.numel() for weight in weights)}\n")
+        return sharded
+
+    trainee.shard = noting
+
+
+def start_all(
+    root: Path, size: int, *arguments: str, first: Callable[[], object] | None = None
+) -> list[Child]:
+    """Start `size` processes of one `omnigen-pipe ARGUMENTS`, which can talk to each other.
+
+    `first` is called in each before the command, as in `start`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = [partial(one_of, rank, size, port) for rank in range(size)]
+    return [start(root, *arguments, first=both(one, first) if first else one) for one in own]
 
 
 def _command(
@@ -172,6 +212,17 @@ def kill_at(moment: int, flushes: bool = True) -> None:
     calls = [(os, "mkdir"), (os, "rename"), (os, "unlink"), (pq.ParquetWriter, "close")]
     for module, name in [*calls, (os, "fsync")] if flushes else calls:
         setattr(module, name, stepping(getattr(module, name)))
+
+
+def one_of(rank: int, size: int, port: int) -> None:
+    """Be process `rank` of `size`, as torchrun would start it."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def publish_often() -> None:

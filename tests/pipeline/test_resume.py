@@ -1,0 +1,79 @@
+"""Stopped anywhere, any number of times, a run gives the numbers of one that never stopped."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from forked import start
+from pipeline_project import Project
+from safetensors.torch import load_file
+from training_project import change, evaluations, metrics, prepare
+
+STEPS = 40
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param(
+            {"optimizer": "prodigy", "learning_rate": 1.0, "train_batch_size": 1},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "use_ema": False},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"gradient_checkpointing": True, "mixed_precision": "bf16", "vae_posterior": "sample"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_a_run_killed_anywhere_ends_as_one_that_never_was(
+    project: Callable[..., Project], tmp_path: Path, options: dict[str, object]
+) -> None:
+    """To the last bit: 40 steps over many epochs, with accumulation, repeats, two buckets,
+    regularisation, rollout, evaluation and averages; SIGKILL at drawn steps, again and again."""
+    here = prepare(
+        project,
+        tmp_path,
+        max_train_steps=STEPS,
+        gradient_accumulation_steps=3,
+        checkpoint_step_interval=3,
+        **options,
+    )
+    chance = random.Random(7)
+    path = here.root / "runs" / "default" / "metrics.jsonl"
+    kills = 0
+    while True:
+        done = len(path.read_text().splitlines()) if path.exists() else 0
+        child = start(here.root, "train", "--device", "cpu")
+        goal = done + chance.randint(1, 12)
+        deadline = time.monotonic() + 120
+        while not child.ends_within(0.002):
+            assert time.monotonic() < deadline
+            if path.exists() and path.read_bytes().count(b"\n") >= goal:
+                child.kill()
+                break
+        if child.ended(None).status == 0:
+            break
+        kills += 1
+    assert kills >= 3
+    change(here, tracker_run_name="whole")
+    start(here.root, "train", "--device", "cpu").ended()
+    assert metrics(here) == metrics(here, "whole")
+    assert len(metrics(here)) == STEPS
+    assert metrics(here)[-1]["epoch"] > 5
+    assert evaluations(here) == evaluations(here, "whole")
+    folders = [here.root / "runs" / run / "checkpoints" for run in ("default", "whole")]
+    for file in (folders[0] / f"step-{STEPS:08d}").glob("*.safetensors"):
+        one, other = load_file(file), load_file(folders[1] / file.parent.name / file.name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()), file.name
