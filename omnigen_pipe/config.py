@@ -15,9 +15,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from manifests.errors import UsageError
+from omnigen_pipe import precisions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -519,8 +528,28 @@ class TrainConfig(_Table):
         description="`bf16` or `fp16`: base weights and autocast in bfloat16 or float16, the "
         "latter with a gradient scaler. `auto`: bf16 where the GPU has it, else `no`.",
     )
+    base_model_precision: Annotated[
+        precisions.BasePrecision, BeforeValidator(precisions.spelled)
+    ] = Field(
+        "no_change",
+        description="Quantise the linear layers of the frozen base model's blocks: less memory, "
+        "some accuracy lost. See docs/precision.md.",
+    )
+    quantize_via: Literal["cpu", "accelerator"] = Field(
+        "cpu",
+        description="Where to quantise. `cpu`: the GPU never holds an unquantised block. "
+        "`accelerator`: each block is moved first, which may be faster.",
+    )
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, slower."
+    )
+    dynamo_backend: Literal["no", "inductor"] = Field(
+        "no", description="`inductor`: compile the blocks with torch.compile at the first step."
+    )
+    dynamo_mode: Literal["default", "max-autotune-no-cudagraphs"] = Field(
+        "default",
+        description="Mode of torch.compile. Those with CUDA graphs are not offered: they record "
+        "fixed shapes, and buckets and prompts differ.",
     )
     caption_dropout_probability: float = Field(
         0.01, ge=0, le=1, description="Share of draws in which the prompt is dropped."
@@ -641,6 +670,21 @@ class TrainConfig(_Table):
             raise ValueError(
                 f"scheduled_sampling_max_step_offset = {offset} and scheduled_sampling_probability "
                 f"= {share:g}: a rollout needs both above 0, and none needs both at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compilable(self) -> TrainConfig:
+        if self.dynamo_backend != "no" and self.base_model_precision == "int4-quanto":
+            raise ValueError(
+                f'dynamo_backend "{self.dynamo_backend}" does not go with base_model_precision '
+                '"int4-quanto": torch.compile cannot trace its weights. Set dynamo_backend to '
+                '"no", or take nf4-bnb'
+            )
+        if self.fsdp_enable and self.base_model_precision != "no_change":
+            raise ValueError(
+                f'fsdp_enable does not go with base_model_precision "{self.base_model_precision}": '
+                "quantised weights are not sharded. One of the two saves enough memory"
             )
         return self
 

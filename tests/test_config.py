@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig, load, parse, read_lycoris_config, square_side
+from omnigen_pipe.precisions import REFUSED, BasePrecision
 
 DATASET = {"id": "cats", "instance_data_dir": "cats"}
 
@@ -71,6 +73,13 @@ def test_disabled_datasets_are_left_out() -> None:
         ({"dataset": [{**DATASET, "crops_per_image": 2}]}, "crop_style"),
         ({"pixels": {"alpha_background": "whiteish"}}, "not a colour"),
         ({"train": {"seed": 2**63}}, "`train.seed`.* less than or equal to 9223372036854775807"),
+        ({"train": {"base_model_precision": "int4-torchao"}}, "no backward pass. Take int4-quanto"),
+        ({"train": {"base_model_precision": "int9"}}, "`train.base_model_precision` is 'int9'"),
+        (
+            {"train": {"base_model_precision": "int4-quanto", "dynamo_backend": "inductor"}},
+            'Set dynamo_backend to "no", or take nf4-bnb',
+        ),
+        ({"train": {"dynamo_mode": "reduce-overhead"}}, "`train.dynamo_mode`"),
         ({"lokr": {"factor": 0}}, "LoKr factor is 1 or more, or -1 for near square, not 0"),
         (
             {"lokr": {"apply_preset": {"module_algo_map": {"Attention": {"fctor": 1}}}}},
@@ -101,6 +110,53 @@ def test_a_fault_is_named_with_its_key_and_what_to_write(raw: dict[str, Any], me
 def test_a_value_of_another_type_is_not_guessed_at(key: str, value: Any, wanted: str) -> None:
     with pytest.raises(UsageError, match=rf"`dataset\[0\].{key}.* valid {wanted}"):
         parse({"dataset": [{**DATASET, key: value}]}, "test")
+
+
+#: `base_model_precision` of SimpleTuner 4.8, from its own list.
+SIMPLETUNER_PRECISIONS = [
+    "no_change",
+    "int8-quanto",
+    "int4-quanto",
+    "int2-quanto",
+    "int8-torchao",
+    "int8dq-torchao",
+    "int8dq-int4-torchao",
+    "int8-sdnq",
+    "uint8-sdnq",
+    "int16-sdnq",
+    "uint16-sdnq",
+    "fp16-sdnq",
+    "fp8-sdnq",
+    "int6-sdnq",
+    "int5-sdnq",
+    "uint5-sdnq",
+    "uint4-sdnq",
+    "uint3-sdnq",
+    "uint2-sdnq",
+    "nf4-bnb",
+    "int4-torchao",
+    "fp8-quanto",
+    "fp8uz-quanto",
+    "fp8-native",
+    "fp8-torchao",
+    "fp8wo-torchao",
+    "fp8-int4-torchao",
+    "fp8-transformerengine",
+]
+
+
+@pytest.mark.parametrize("name", SIMPLETUNER_PRECISIONS)
+def test_every_precision_of_simpletuner_is_there_or_refused_with_a_reason(name: str) -> None:
+    raw = {"train": {"base_model_precision": name}}
+    if name in REFUSED:
+        with pytest.raises(UsageError, match=r"Take [a-z0-9_-]+") as caught:
+            parse(raw, "test")
+        assert REFUSED[name] in str(caught.value)
+        assert re.search(r"Take ([a-z0-9_-]+)", REFUSED[name])[1] in get_args(BasePrecision)  # type: ignore[index]
+    else:
+        taken = parse(raw, "test").train.base_model_precision
+        assert taken in get_args(BasePrecision)
+        assert taken == name.replace("fp8wo", "fp8")
 
 
 def test_whole_numbers_are_numbers_and_lists_are_lists(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ FLOORS = [
         "omnigen_pipe.stop",
         "omnigen_pipe.summary",
     },
+    {"omnigen_pipe.precisions"},
     {"manifests"},
 ]
 

@@ -8,6 +8,7 @@ flash attention can serve both calls.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ class MaskFreeAttention:
     A dense mask (as diffusers' own pipeline passes) still works, for sampling.
     """
 
+    def __init__(self) -> None:
+        #: What follows the projections and the rotation; compilation puts it outside the graph.
+        self.core: Callable[..., torch.Tensor] = by_spans
+
     def __call__(
         self,
         attn: Any,
@@ -55,7 +60,7 @@ class MaskFreeAttention:
             key = rotate(key, *image_rotary_emb)
 
         if attention_mask is not None and attention_mask.dim() == 2:
-            out = _by_spans(query, key, value, attention_mask)
+            out = self.core(query, key, value, attention_mask)
         else:
             grouped = key.shape[1] != query.shape[1]
             out = F.scaled_dot_product_attention(
@@ -66,7 +71,7 @@ class MaskFreeAttention:
         return projected
 
 
-def _by_spans(
+def by_spans(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: torch.Tensor
 ) -> torch.Tensor:
     """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros."""

@@ -15,6 +15,7 @@ import torch
 
 from manifests.errors import UsageError
 from omnigen_pipe.model.attention import MaskFreeAttention, spans
+from omnigen_pipe.model.quantisation import quantise
 from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
 from omnigen_pipe.quiet import quiet_imports
 
@@ -24,11 +25,18 @@ PADDING_TOKEN = 2
 PIXELS_PER_LATENT = 8
 
 
-def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def load_transformer(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    precision: str = "no_change",
+    via: str = "cpu",
+) -> Any:
     """diffusers' `OmniGenTransformer2DModel` from `folder`, frozen, in `dtype` on `device`.
 
     Weights come from safetensors only. Loading directly in bfloat16 also keeps the position
-    buffer, and with it the residual stream, in bfloat16.
+    buffer, and with it the residual stream, in bfloat16. `precision` and `via` are those of
+    `quantise`: block by block on the way to `device`.
     """
     with quiet_imports():
         from diffusers import OmniGenTransformer2DModel
@@ -50,7 +58,8 @@ def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device) -> 
             f"as {', '.join(sorted(missing)[:3])}. Fetch it again."
         )
     transformer.requires_grad_(False)
-    return rowwise(transformer).to(device)
+    quantise(rowwise(transformer), precision, device, via)
+    return transformer.to(device)
 
 
 def check_fits(transformer: Any, buckets: Sequence[str], largest_token: int) -> None:

@@ -109,6 +109,9 @@ _REMARKS = {
     "linear_alpha": "no effect, there or here, on full matrices",
     "lr_end": "there of polynomial and cosine only, here of linear, too",
     "vae_batch_size": "changes speed and memory only",
+    "base_model_precision": "only the blocks' linear layers; fp8-torchao here quantises no "
+    "activations",
+    "dynamo_backend": "here always block by block, with dynamic shapes",
 }
 
 #: Taken over, but not the same here.
@@ -197,6 +200,8 @@ _NOT_NEEDED = {
     "allow_tf32": "latents do not depend on it: the VAE runs without",
     "i_know_what_i_am_doing": "there is nothing to unlock",
     "attention_mechanism": "PyTorch chooses; no mask is built",
+    "dynamo_dynamic": "shapes are always dynamic here",
+    "dynamo_use_regional_compilation": "always block by block here",
     "num_workers": "see decode_workers",
     "max_workers": "see decode_workers",
 }
@@ -220,10 +225,11 @@ _NOT_SUPPORTED = {
     "evaluation_type": "CLIP scores are not there yet",
     "use_ema": "averaged weights are not there yet",
     "ema_*": "averaged weights are not there yet",
-    "base_model_precision": "the base model is not quantised here yet",
     "base_model_default_dtype": "see mixed_precision",
-    "quantize_*": "the base model is not quantised here yet",
-    "quantise_*": "the base model is not quantised here yet",
+    "quantize_activations": "only weights are quantised here: with activations, gradients of the "
+    "adapter become wrong",
+    "quantization_config": "base_model_precision is the only choice here",
+    "dynamo_fullgraph": "the core of attention stays outside of the graphs here",
     "webhook_*": "no webhooks here yet",
     "push_*": "nothing is uploaded here yet",
     "hub_*": "nothing is uploaded here yet",
@@ -390,7 +396,10 @@ def _checked(info: FieldInfo, value: Any) -> Any:
 def _refusal(error: ValidationError, info: FieldInfo) -> str:
     """Why a value cannot be taken over, and what holds instead."""
     default = info.get_default(call_default_factory=True, validated_data={})
-    return f"not possible here yet: {error.errors()[0]['msg'].lower()}; here {default!r} holds"
+    fault = error.errors()[0]
+    if fault["type"] == "value_error":
+        return f"{fault['msg'].removeprefix('Value error, ')}; here {default!r} holds"
+    return f"not possible here yet: {fault['msg'].lower()}; here {default!r} holds"
 
 
 class _File:
@@ -470,6 +479,8 @@ def _respelled(name: str, value: Any) -> Any:
         return "instanceprompt"
     if name == "optimizer":
         return _OPTIMIZERS.get(str(value), value)
+    if name == "dynamo_backend":
+        return "no" if _is_off(value) else str(value).lower()
     if name == "resume_from_checkpoint" and str(value).lower() in ("false", "no"):
         return "none"
     return value
@@ -541,6 +552,21 @@ def _convert_config(
                     break
             else:
                 file.leave(key, value)
+    _leave_uncompiled(conversion)
+
+
+def _leave_uncompiled(conversion: Conversion) -> None:
+    """Take `dynamo_backend` back where the base model's precision cannot be compiled."""
+    train = conversion.values.get("train", {})
+    if train.get("base_model_precision") != "int4-quanto" or train.get("dynamo_backend") is None:
+        return
+    del train["dynamo_backend"]
+    for position, entry in enumerate(conversion.report):
+        if entry.target == "train.dynamo_backend" and not _is_off(entry.value):
+            note = "torch.compile cannot trace int4-quanto; here 'no' holds"
+            conversion.report[position] = Entry(
+                entry.file, entry.key, entry.value, "not supported", entry.target, note
+            )
 
 
 def _amend_warmup(conversion: Conversion) -> None:

@@ -13,6 +13,7 @@ import torch
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import pick_precision
+from omnigen_pipe.model.compilation import compile_blocks
 from omnigen_pipe.model.lokr import (
     TargetCount,
     attach,
@@ -90,7 +91,13 @@ def load_trainee(
     dtype = pick_precision(config.mixed_precision, device)
     cpu = torch.device("cpu")
     folder = model_part(workspace, "transformer")
-    transformer = load_transformer(folder, dtype, cpu if sharded else device)
+    transformer = load_transformer(
+        folder,
+        dtype,
+        cpu if sharded else device,
+        config.base_model_precision,
+        config.quantize_via,
+    )
     network = attach(transformer, lokr, config.seed).to(device)
     if initial is not None:
         _start_from(network, initial)
@@ -98,6 +105,7 @@ def load_trainee(
         transformer.enable_gradient_checkpointing()
     if sharded:
         shard(transformer, device)
+    compile_blocks(transformer, config.dynamo_backend, config.dynamo_mode)
     optimizer = build_optimizer(network.parameters(), config, device)
     named = dict(network.named_parameters())
     return Trainee(

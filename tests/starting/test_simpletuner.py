@@ -58,7 +58,7 @@ CONFIG_OUTCOMES: dict[str, tuple[Any, Outcome]] = {
     "checkpoints_total_limit": (5, "taken over"),
     "checkpoint_step_interval": (500, "taken over"),
     "caption_dropout_probability": (0.0, "taken over"),
-    "base_model_precision": ("no_change", "not needed"),
+    "base_model_precision": ("no_change", "taken over"),
     "aspect_bucket_rounding": (2, "taken over"),
 }
 CONFIG = {key: value for key, (value, _) in CONFIG_OUTCOMES.items()}
@@ -269,8 +269,19 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
         ("lr_scheduler", "sine", "not supported", "'constant' holds"),
         ("lr_end", "4e-7", "taken over", "linear, too"),
         ("report_to", "wandb", "not supported", "tensorboard"),
-        ("base_model_precision", "int8-quanto", "not supported", "quantised"),
-        ("quantize_via", "cpu", "not supported", "quantised"),
+        ("base_model_precision", "int8-quanto", "taken over", "linear layers"),
+        ("base_model_precision", "fp8wo-torchao", "taken over", "linear layers"),
+        ("base_model_precision", "int4-torchao", "not supported", "no backward pass"),
+        ("base_model_precision", "int9-quanto", "not supported", "'no_change' holds"),
+        ("quantize_via", "accelerator", "taken over", ""),
+        ("quantize_via", "pipeline", "not supported", "'cpu' holds"),
+        ("quantize_activations", True, "not supported", "become wrong"),
+        ("quantize_activations", False, "not needed", "off there"),
+        ("dynamo_backend", "INDUCTOR", "taken over", "inductor here"),
+        ("dynamo_backend", False, "taken over", "no here"),
+        ("dynamo_backend", "tensorrt", "not supported", "'no' holds"),
+        ("dynamo_mode", "max-autotune", "not supported", "'default' holds"),
+        ("dynamo_use_regional_compilation", True, "not needed", "block by block"),
         ("push_to_hub", True, "not supported", "uploaded"),
         ("lora_type", "standard", "not supported", "LyCORIS"),
         ("model_type", "full", "not supported", "adapters"),
@@ -290,6 +301,14 @@ def test_options_of_their_own_kind(
     assert (entry.key, entry.value, entry.outcome) == (key, value, outcome)
     shown = f"{entry.note} {converted.train.tracker_run_name}"
     assert note in shown
+
+
+def test_a_base_model_that_cannot_be_compiled_is_not(tmp_path: Path) -> None:
+    entry, converted = one(tmp_path, dynamo_backend="inductor", base_model_precision="int4-quanto")
+    assert (entry.key, entry.outcome) == ("dynamo_backend", "not supported")
+    assert "int4-quanto" in entry.note
+    assert converted.train.base_model_precision == "int4-quanto"
+    assert converted.train.dynamo_backend == "no"
 
 
 @pytest.mark.parametrize("key", ["--learning_rate", "--learning-rate", "learning_rate"])
