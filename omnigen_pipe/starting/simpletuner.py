@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os.path
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -107,6 +107,9 @@ _REMARKS = {
     "target_downsample_size": "here also without maximum_image_size",
     "linear_dim": "at or above half of a factor's side, as 10000 is, it means full matrices",
     "linear_alpha": "no effect, there or here, on full matrices",
+    "use_ema": "in float32 here, evaluated and saved beside the adapter; in bfloat16 it stalls",
+    "eval_steps_interval": "there all times collapsed to one; here on a fixed grid of t",
+    "num_eval_images": "of all evaluation datasets together; 0 is all",
     "lr_end": "there of polynomial and cosine only, here of linear, too",
     "vae_batch_size": "changes speed and memory only",
     "base_model_precision": "only the blocks' linear layers; fp8-torchao here quantises no "
@@ -199,6 +202,7 @@ _NOT_NEEDED = {
     "offload_during_startup": "VAE and transformer are never in memory together",
     "allow_tf32": "latents do not depend on it: the VAE runs without",
     "i_know_what_i_am_doing": "there is nothing to unlock",
+    "ema_*": "the average lies on the GPU, in float32, and takes in every step",
     "attention_mechanism": "PyTorch chooses; no mask is built",
     "dynamo_dynamic": "shapes are always dynamic here",
     "dynamo_use_regional_compilation": "always block by block here",
@@ -220,11 +224,8 @@ _WITHOUT_EFFECT = {
 _NOT_SUPPORTED = {
     "validation_*": "pictures are not made during training yet",
     "num_validation_images": "pictures are not made during training yet",
-    "eval_*": "evaluation during training is not there yet",
-    "num_eval_images": "evaluation during training is not there yet",
+    "eval_*": "evaluation is on every dataset with dataset_type eval, at fixed times",
     "evaluation_type": "CLIP scores are not there yet",
-    "use_ema": "averaged weights are not there yet",
-    "ema_*": "averaged weights are not there yet",
     "base_model_default_dtype": "see mixed_precision",
     "quantize_activations": "only weights are quantised here: with activations, gradients of the "
     "adapter become wrong",
@@ -235,11 +236,11 @@ _NOT_SUPPORTED = {
     "hub_*": "nothing is uploaded here yet",
     "model_card_*": "nothing is uploaded here yet",
     "tracker_project_name": "TensorBoard knows no projects",
-    "scheduled_sampling_*": "no rollout here yet (and for OmniGen none happened there)",
+    "scheduled_sampling_*": "rollout here takes plain Euler steps from a drawn time",
     "vae_cache_disable": "latents always go through shards here",
     "max_upscale_threshold": "`upscale` enlarges all small images or none",
     "deepspeed_config": "no DeepSpeed here",
-    "fsdp_*": "no FSDP here",
+    "fsdp_*": "only the frozen base model is sharded, block by block",
     "gradient_precision": "gradients of the adapter are float32",
     "snr_gamma": "the loss is OmniGen's own",
     "loss_type": "the loss is OmniGen's own",
@@ -310,8 +311,31 @@ def convert(
     _convert_dataloader(conversion, found_dataloader, where)
     if found_lycoris is not None:
         _convert_lycoris(conversion, found_lycoris)
+    _settle(conversion)
     _add_notes(conversion, base, found_lycoris)
     return conversion
+
+
+def _settle(conversion: Conversion) -> None:
+    """Leave out options that exclude each other here, and say so in their entries."""
+    train = conversion.values.get("train", {})
+    rollout = ("scheduled_sampling_max_step_offset", "scheduled_sampling_probability")
+    if 0 < sum(bool(train.get(name)) for name in rollout) < len(rollout):
+        _leave_out(conversion, rollout, "without effect there", "a rollout needs both of them")
+    if train.get("optimizer") == "adamw_schedulefree" and train.get("use_ema"):
+        note = "schedule-free AdamW averages the weights itself"
+        _leave_out(conversion, ("use_ema", "ema_decay"), "not supported", note)
+    if train.get("fsdp_enable") and train.get("base_model_precision", "no_change") != "no_change":
+        _leave_out(conversion, ("fsdp_enable",), "not supported", "quantised weights fit one card")
+
+
+def _leave_out(conversion: Conversion, names: tuple[str, ...], outcome: Outcome, note: str) -> None:
+    """Take options of `[train]` out of the configuration again, with another entry for each."""
+    for name in names:
+        conversion.values["train"].pop(name, None)
+        for place, entry in enumerate(conversion.report):
+            if entry.target == f"train.{name}":
+                conversion.report[place] = replace(entry, outcome=outcome, target=None, note=note)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def test_json_is_only_json(here: Path) -> None:
 
 def simpletuner(here: Path) -> Path:
     (here / "config.json").write_text(
-        '{"--data_backend_config": "data.json", "learning_rate": "1e-5", "use_ema": true}'
+        '{"--data_backend_config": "data.json", "learning_rate": "1e-5", "push_to_hub": true}'
     )
     (here / "data.json").write_text('[{"id": "d", "instance_data_dir": "photos"}]')
     return here / "config.json"
@@ -80,7 +80,7 @@ def test_a_conversion_is_reported_as_a_table_and_as_json(here: Path) -> None:
     path = simpletuner(here)
     status, output = call("a", "--from-simpletuner", str(path))
     assert status == 0
-    for words in ("use_ema", "not supported", "train.learning_rate", "working folder", "Wrote"):
+    for words in ("push_to_hub", "not supported", "train.learning_rate", "working folder", "Wrote"):
         assert words in output
     result = CliRunner().invoke(app, ["init", "b", "--from-simpletuner", str(path), "--json"])
     assert result.exit_code == 0

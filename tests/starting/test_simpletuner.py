@@ -38,7 +38,7 @@ CONFIG_OUTCOMES: dict[str, tuple[Any, Outcome]] = {
     "output_dir": ("output/models-omnigen", "not needed"),
     "optimizer": ("adamw_bf16", "taken over"),
     "num_train_epochs": (0, "taken over"),
-    "num_eval_images": (1, "not supported"),
+    "num_eval_images": (1, "taken over"),
     "model_type": ("lora", "not needed"),
     "model_family": ("omnigen", "not needed"),
     "mixed_precision": ("bf16", "taken over"),
@@ -52,7 +52,7 @@ CONFIG_OUTCOMES: dict[str, tuple[Any, Outcome]] = {
     "learning_rate": ("4e-5", "taken over"),
     "gradient_checkpointing": ("true", "taken over"),
     "grad_clip_method": ("value", "taken over"),
-    "eval_steps_interval": (100, "not supported"),
+    "eval_steps_interval": (100, "taken over"),
     "disable_benchmark": (False, "not needed"),
     "data_backend_config": ("config/omnigen/multidatabackend.json", "taken over"),
     "checkpoints_total_limit": (5, "taken over"),
@@ -251,8 +251,11 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
 @pytest.mark.parametrize(
     ("key", "value", "outcome", "note"),
     [
-        ("use_ema", "true", "not supported", "averaged"),
-        ("use_ema", False, "not needed", "off there"),
+        ("use_ema", "true", "taken over", "stalls"),
+        ("use_ema", False, "taken over", ""),
+        ("ema_device", "cpu", "not needed", "every step"),
+        ("scheduled_sampling_max_step_offset", 4, "without effect there", "needs both"),
+        ("scheduled_sampling_strategy", "uniform", "not supported", "Euler"),
         ("optimizer", "bnb-lion8bit-paged", "taken over", ""),
         ("optimizer", "adamw_bf16", "taken over", "float32"),
         ("optimizer", "optimi-lion", "taken over", "lion here"),
@@ -468,3 +471,17 @@ def test_unusable_files_are_named(tmp_path: Path, name: str, content: str, messa
     with pytest.raises(UsageError, match=message) as caught:
         convert(path, tmp_path / "ws")
     assert Path(name).name in str(caught.value)
+
+
+def test_what_excludes_each_other_here_is_left_out_and_said(tmp_path: Path) -> None:
+    options = {"use_ema": True, "optimizer": "adamw_schedulefree", "ema_decay": 0.99}
+    options |= {"fsdp_enable": True, "base_model_precision": "int8-quanto"}
+    base = {"data_backend_config": "config/omnigen/multidatabackend.json"}
+    conversion = convert(lay_out(tmp_path / "st", {**options, **base}, [SUBJECT]), tmp_path / "ws")
+    outcomes = {entry.key: entry.outcome for entry in conversion.report}
+    for key in ("use_ema", "ema_decay", "fsdp_enable"):
+        assert outcomes[key] == "not supported"
+    train = loaded(conversion, tmp_path / "ws").train
+    assert not train.use_ema
+    assert not train.fsdp_enable
+    assert train.base_model_precision == "int8-quanto"
