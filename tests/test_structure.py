@@ -18,7 +18,7 @@ CODE = sorted(
 FLOORS = [
     {"omnigen_pipe.cli"},
     {"stages"},
-    {"omnigen_pipe.demo", "omnigen_pipe.starting"},
+    {"omnigen_pipe.demo", "omnigen_pipe.memory", "omnigen_pipe.starting"},
     {"omnigen_pipe.maintenance", "omnigen_pipe.training"},
     {"omnigen_pipe.runs"},
     {"omnigen_pipe.latents", "omnigen_pipe.model"},

@@ -9,6 +9,7 @@ flash attention can serve both calls.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +18,26 @@ import torch.nn.functional as F
 from omnigen_pipe.model.rope import rotate
 
 
-def spans(prompt_lengths: list[int]) -> torch.Tensor:
-    """What the processor needs to know of a batch, as an int64 tensor `[B, 2]` on the CPU.
+@dataclass(frozen=True)
+class Spans:
+    """What the processor needs to know of a batch: per row, where its prompt begins (the padding
+    before it), and where the image begins (after the longest prompt and the time token).
 
-    Per row: where its prompt begins (the padding before it), and where the image begins
-    (after the longest prompt and the time token). On the CPU, so that reading it in every
-    block does not wait for the GPU.
+    Plain numbers, so that no block waits for the GPU to read them, and so that a pass can be
+    traced by shapes alone.
     """
+
+    rows: tuple[tuple[int, int], ...]
+
+    def dim(self) -> int:
+        """What diffusers' forward pass asks of a mask: 3 would be a dense one."""
+        return 2
+
+
+def spans(prompt_lengths: list[int]) -> Spans:
+    """The spans of a batch of prompts of these lengths, padded on the left."""
     longest = max(prompt_lengths)
-    return torch.tensor([[longest - n, longest + 1] for n in prompt_lengths], dtype=torch.int64)
+    return Spans(tuple((longest - n, longest + 1) for n in prompt_lengths))
 
 
 class MaskFreeAttention:
@@ -43,7 +55,7 @@ class MaskFreeAttention:
         attn: Any,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | Spans | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Attention of `hidden_states` `[B, S, width]` over itself; same shape out."""
@@ -59,7 +71,7 @@ class MaskFreeAttention:
             query = rotate(query, *image_rotary_emb)
             key = rotate(key, *image_rotary_emb)
 
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if isinstance(attention_mask, Spans):
             out = self.core(query, key, value, attention_mask)
         else:
             grouped = key.shape[1] != query.shape[1]
@@ -72,10 +84,10 @@ class MaskFreeAttention:
 
 
 def by_spans(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Spans
 ) -> torch.Tensor:
     """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros."""
-    rows = span.tolist()
+    rows = span.rows
     if all(row == rows[0] for row in rows):
         return _one_span(query, key, value, *rows[0])
     parts = [
