@@ -437,6 +437,49 @@ def estimate(
         memory.show(report)
 
 
+@app.command(
+    "eval",
+    epilog="Examples:  \n"
+    "`omnigen-pipe eval`  \n"
+    "`omnigen-pipe eval --base runs/default/checkpoints/step-*`  \n"
+    "`omnigen-pipe eval runs/other --run default --json`",
+)
+def evaluate(
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Adapter files, checkpoint folders, or run folders: their newest checkpoint.  "
+            "Default: the configured run."
+        ),
+    ] = None,
+    workspace: WorkspaceOption = HERE,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Evaluate on the frozen samples of this run.  Default: the configured run.",
+        ),
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Evaluate the base model without an adapter as well.")
+    ] = False,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Evaluate adapters at fixed times and noise, so that the losses of any two compare."""
+    from omnigen_pipe.training import scoring
+
+    opened, progress = _open(workspace, quiet)
+    scores = scoring.score(
+        opened, progress, adapters or [], run_name=run, base=base, device_name=device
+    )
+    if as_json:
+        print(json.dumps([score.as_json() for score in scores], indent=2))
+    else:
+        scoring.show(scores, opened.root)
+
+
 def _run_stages(
     opened: Workspace, progress: Progress, device: str | None, as_json: bool
 ) -> list[Summary]:

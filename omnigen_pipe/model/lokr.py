@@ -205,6 +205,17 @@ def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise PipeError(f"{path} is not a whole safetensors file: {error}") from error
 
 
+def adapter_config(path: Path) -> LokrConfig:
+    """The configuration that an adapter file carries; raises `PipeError` where it has none."""
+    _, metadata = read_adapter(path)
+    try:
+        return LokrConfig.model_validate_json(metadata["lycoris_config"])
+    except (KeyError, ValueError) as error:
+        raise PipeError(
+            f"{path} does not say how it is to be attached: it was not made by omnigen-pipe."
+        ) from error
+
+
 def restore_weights(network: Any, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put `tensors` (of `weights`) back into the network, which must have the same shapes."""
     with torch.no_grad():

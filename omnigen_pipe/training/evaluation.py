@@ -16,6 +16,7 @@ import torch
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.model import flow
 from omnigen_pipe.model.transformer import predict_velocity
+from omnigen_pipe.training.adapted import Adapted
 from omnigen_pipe.training.baseline import linear_error
 from omnigen_pipe.training.batches import EvalSample
 from omnigen_pipe.training.loss_window import CENTRES
@@ -120,23 +121,23 @@ def sentence(step: int, results: Mapping[str, Evaluation]) -> str:
 
 
 def evaluate(
-    trainee: Trainee,
+    model: Adapted,
     count: int,
     read: Callable[[int], EvalSample],
     variance: tuple[float, ...],
     processes: Processes = Processes(),
 ) -> Evaluation:
     """Evaluate the weights as they are; see `Evaluator`."""
-    losses = torch.zeros(count, len(TIMES), dtype=torch.float64, device=trainee.device)
+    losses = torch.zeros(count, len(TIMES), dtype=torch.float64, device=model.device)
     for first in range(0, count, processes.size):
         index = first + processes.rank
         sample = read(index) if index < count else None
-        passes = _passes(trainee, sample) if sample is not None else []
-        if trainee.sharded:
-            _level(trainee, len(passes), processes)
+        passes = _passes(model, sample) if sample is not None else []
+        if model.sharded:
+            _level(model, len(passes), processes)
         for part in passes:
             assert sample is not None
-            losses[index, part] = _losses(trainee, sample, TIMES[part])
+            losses[index, part] = _losses(model, sample, TIMES[part])
     processes.sum_(losses)  # each row is of one process, and zero in the others
     t = torch.tensor(TIMES)
     return Evaluation(
@@ -144,27 +145,27 @@ def evaluate(
     )
 
 
-def _level(trainee: Trainee, passes: int, processes: Processes) -> None:
+def _level(model: Adapted, passes: int, processes: Processes) -> None:
     """Run idle as often as another process runs the sharded model more than this one."""
-    most = torch.tensor(passes, device=trainee.device)
+    most = torch.tensor(passes, device=model.device)
     processes.max_(most)
-    run_idle(trainee, int(most) - passes)
+    run_idle(model, int(most) - passes)
 
 
-def _passes(trainee: Trainee, sample: EvalSample) -> list[slice]:
+def _passes(model: Adapted, sample: EvalSample) -> list[slice]:
     """Which of `TIMES` go through the model together."""
-    patch = trainee.transformer.config.patch_size
+    patch = model.transformer.config.patch_size
     tokens = (sample.x1.shape[-2] // patch) * (sample.x1.shape[-1] // patch)
     rows = max(1, _TOKENS_PER_PASS // tokens)
     return [slice(start, start + rows) for start in range(0, len(TIMES), rows)]
 
 
-def _losses(trainee: Trainee, sample: EvalSample, times: tuple[float, ...]) -> torch.Tensor:
+def _losses(model: Adapted, sample: EvalSample, times: tuple[float, ...]) -> torch.Tensor:
     """The sample's loss at each of `times`, float32."""
     rows = len(times)
-    t = torch.tensor(times, device=trainee.device)
-    x1, x0 = (x.to(trainee.device).expand(rows, *x.shape) for x in (sample.x1, sample.x0))
-    with torch.no_grad(), trainee.autocast():
+    t = torch.tensor(times, device=model.device)
+    x1, x0 = (x.to(model.device).expand(rows, *x.shape) for x in (sample.x1, sample.x0))
+    with torch.no_grad(), model.autocast():
         x_t = flow.interpolate(x1, x0, t)
-        velocity = predict_velocity(trainee.transformer, x_t, t, [sample.prompt] * rows)
+        velocity = predict_velocity(model.transformer, x_t, t, [sample.prompt] * rows)
     return flow.sample_losses(velocity, flow.target(x1, x0))

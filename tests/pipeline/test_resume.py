@@ -77,3 +77,36 @@ def test_a_run_killed_anywhere_ends_as_one_that_never_was(
         one, other = load_file(file), load_file(folders[1] / file.parent.name / file.name)
         assert one.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()), file.name
+
+
+def test_eval_gives_what_training_wrote_for_any_checkpoint(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """To the last bit, for the adapter and its average, and for the base model at step 0."""
+    here = prepare(project, tmp_path, checkpoint_step_interval=4)
+    here.run("train", "--device", "cpu")
+    written = {line["step"]: line for line in evaluations(here)}
+    assert set(written) == {0, 4, 8}
+    folder = here.root / "runs" / "default" / "checkpoints"
+    places = [str(folder / f"step-{step:08d}") for step in (4, 8)]
+    scores = here.json("eval", "--base", *places, "--device", "cpu")
+    assert [score["adapter"] and Path(score["adapter"]).name for score in scores] == [
+        None,
+        *["adapter.safetensors", "ema.safetensors"] * 2,
+    ]
+    expected = [written[0], written[4], written[4]["ema"], written[8], written[8]["ema"]]
+    for score, line in zip(scores, expected, strict=True):
+        assert score["losses"] == line["losses"]
+        assert score["baseline"] == line["baseline"]
+    newest = here.run("eval", "--device", "cpu").stdout
+    assert "step-00000008/adapter.safetensors" in newest
+    assert f"{written[8]['loss']:.4f}" in newest
+
+
+def test_eval_says_what_is_missing(project: Callable[..., Project], tmp_path: Path) -> None:
+    here = prepare(project, tmp_path)
+    assert "has not been started" in here.run("eval", status=2).stderr
+    change(here, eval_steps_interval=0, max_train_steps=1)
+    here.run("train", "--device", "cpu")
+    assert "There is no adapter" in here.run("eval", "nothing.safetensors", status=2).stderr
+    assert "has not been started" in here.run("eval", "--run", "other", status=2).stderr
