@@ -490,7 +490,12 @@ def _run_stages(
     import stages.tokenize
     import stages.train
     from omnigen_pipe.summary import show
+    from omnigen_pipe.training.processes import from_environment
 
+    if from_environment().size > 1:
+        raise UsageError(
+            "torchrun starts `omnigen-pipe train` only. Run the other stages once, without it."
+        )
     steps: tuple[Callable[[], Summary], ...] = (
         lambda: stages.discover.run(opened, progress),
         lambda: stages.bucket.run(opened, progress),

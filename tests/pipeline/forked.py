@@ -118,9 +118,9 @@ def note_shards(path: str) -> None:
     """Append to the file `path` how many numbers of the base model this process holds itself."""
     from torch.distributed.tensor import DTensor
 
-    from omnigen_pipe.training import trainee
+    from omnigen_pipe.training import adapted
 
-    really = trainee.shard
+    really = adapted.shard
 
     def noting(transformer: Any, device: Any) -> Any:
         sharded = really(transformer, device)
@@ -131,7 +131,7 @@ def note_shards(path: str) -> None:
             file.write(f"{held} {sum(weight.numel() for weight in weights)}\n")
         return sharded
 
-    trainee.shard = noting
+    adapted.shard = noting
 
 
 def start_all(

@@ -66,14 +66,16 @@ def test_processes_give_the_losses_of_one_at_the_same_global_batch(
     change(here, tracker_run_name="several")
     note = partial(note_shards, str(tmp_path / "shards"))
     if size == 2:
-        change(here, gradient_accumulation_steps=2, fsdp_enable=sharded)
+        change(here, gradient_accumulation_steps=2)
+        change(here, fsdp_enable=sharded, gradient_checkpointing=sharded)
         _train(here, 2, note)
         _same(here, "default", "several", 8)
     else:
         # Begun by one process, which fixes the global batch, and gone on with by three.
         change(here, max_train_steps=8, checkpoint_step_interval=1)
         _begin(here, steps=2)
-        change(here, fsdp_enable=sharded, gradient_accumulation_steps=1)
+        change(here, gradient_accumulation_steps=1)
+        change(here, fsdp_enable=sharded, gradient_checkpointing=sharded)
         summary = _train(here, 3, note)
         assert any("stays at the 4 micro-batches" in note for note in summary["notes"])
         _same(here, "default", "several", 8)
