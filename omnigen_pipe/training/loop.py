@@ -211,6 +211,8 @@ def _accumulate(
             batch = next(batches) if turn < mine else None
             of_batch = _forward_and_back(trainee, step, batch, processes)
         except PipeError as error:
+            if trainee.sharded:
+                raise  # the others are in the middle of the model, and wait for this one's shard
             failure = error
             break
         if batch is not None:
