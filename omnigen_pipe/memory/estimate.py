@@ -17,8 +17,9 @@ from torch import nn
 
 from omnigen_pipe.config import LokrConfig, TrainConfig
 from omnigen_pipe.memory.skeleton import Architecture, adapted, blocks
-from omnigen_pipe.memory.storage import FLOAT32, optimizer_bytes, weight_bytes
+from omnigen_pipe.memory.storage import FLOAT32, weight_bytes
 from omnigen_pipe.memory.trace import activation_bytes
+from omnigen_pipe.training.optimizers import state_bytes
 
 GIB = 2**30
 #: CUDA's context, its libraries' workspaces and the allocator's gaps: assumed, not traced.
@@ -156,7 +157,7 @@ def estimate_peak(
     does not fit the model.
     """
     traced = _traced(shapes, train, lokr, bucket, batch, prompt_tokens)
-    prospect = _prospect(shapes, train, lokr, prompt_tokens, Activations(traced, 0, 0))
+    prospect = counted(shapes, train, lokr, prompt_tokens, Activations(traced, 0, 0))
     return prospect.estimate(bucket, batch)
 
 
@@ -167,10 +168,19 @@ def prospect(
     buckets: Sequence[str],
     prompt_tokens: int,
 ) -> Prospect:
-    """The same for every batch of these buckets at once, from two or three points.
+    """The same for every batch of these buckets at once, from two or three points."""
+    activations = traced_activations(shapes, train, lokr, buckets, prompt_tokens)
+    return counted(shapes, train, lokr, prompt_tokens, activations)
 
-    Traced are the largest bucket at batch 1 and 2, and the smallest, if it has fewer tokens.
-    """
+
+def traced_activations(
+    shapes: Architecture,
+    train: TrainConfig,
+    lokr: LokrConfig,
+    buckets: Sequence[str],
+    prompt_tokens: int,
+) -> Activations:
+    """Traced are the largest bucket at batch 1 and 2, and the smallest, if it has fewer tokens."""
 
     def at(bucket: str, batch: int) -> int:
         return _traced(shapes, train, lokr, bucket, batch, prompt_tokens)
@@ -181,12 +191,11 @@ def prospect(
     if tokens := image_tokens(largest) - image_tokens(smallest):
         token = (one - at(smallest, 1)) // tokens
     sample = two - one - token * image_tokens(largest)
-    activations = Activations(2 * one - two, sample, token)
-    return _prospect(shapes, train, lokr, prompt_tokens, activations)
+    return Activations(2 * one - two, sample, token)
 
 
 def _dtype(train: TrainConfig) -> torch.dtype:
-    """Of base weights and autocast on a GPU; float16 has bfloat16's size."""
+    """Of base weights and autocast on a GPU; float16 has the size of bfloat16."""
     return torch.float32 if train.mixed_precision == "no" else torch.bfloat16
 
 
@@ -204,7 +213,7 @@ def _traced(
     )
 
 
-def _prospect(
+def counted(
     shapes: Architecture,
     train: TrainConfig,
     lokr: LokrConfig,
@@ -221,7 +230,7 @@ def _prospect(
         if isinstance(layer, nn.Linear) and precision != "no_change"
     }
     weights = sum(
-        weight_bytes(p.shape, precision, dtype.itemsize) if id(p) in quantised else p.nbytes
+        weight_bytes(tuple(p.shape), precision, dtype) if id(p) in quantised else p.nbytes
         for p in transformer.parameters()
     ) + sum(buffer.nbytes for buffer in transformer.buffers())
     numbers = sum(p.numel() for p in network.parameters())
@@ -231,8 +240,8 @@ def _prospect(
         weights,
         adapter=sum(p.nbytes for p in network.parameters()),
         gradients=numbers * FLOAT32,
-        optimizer=optimizer_bytes(train.optimizer, numbers),
-        ema=numbers * FLOAT32 if getattr(train, "use_ema", False) else 0,
+        optimizer=state_bytes(network.parameters(), train),
+        ema=numbers * FLOAT32 if train.use_ema else 0,
         dequantised=largest * dtype.itemsize,
         activations=activations,
     )

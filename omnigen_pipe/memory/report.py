@@ -192,7 +192,7 @@ def _settings(train: TrainConfig) -> dict[str, Any]:
         "mixed_precision": train.mixed_precision,
         "base_model_precision": getattr(train, "base_model_precision", "no_change"),
         "optimizer": train.optimizer,
-        "use_ema": getattr(train, "use_ema", False),
+        "use_ema": train.use_ema,
     }
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from omnigen_pipe.model.rope import rotate
 
 
-@dataclass(frozen=True)
+@dataclass
 class Spans:
     """What the processor needs to know of a batch: per row, where its prompt begins (the padding
     before it), and where the image begins (after the longest prompt and the time token).
