@@ -157,8 +157,8 @@ def estimate_peak(
     does not fit the model.
     """
     traced = _traced(shapes, train, lokr, bucket, batch, prompt_tokens)
-    prospect = counted(shapes, train, lokr, prompt_tokens, Activations(traced, 0, 0))
-    return prospect.estimate(bucket, batch)
+    ahead = counted(shapes, train, lokr, prompt_tokens, Activations(traced, 0, 0))
+    return ahead.estimate(bucket, batch)
 
 
 def prospect(

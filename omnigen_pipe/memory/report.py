@@ -32,6 +32,8 @@ from omnigen_pipe.memory.estimate import (
 )
 from omnigen_pipe.memory.skeleton import architecture
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.prompts.library import dropout_prompt
+from omnigen_pipe.prompts.template import prompt_key
 from omnigen_pipe.workspace import Workspace
 
 #: Tokens of the longest prompt where none is tokenised yet: the template and about a paragraph.
@@ -168,18 +170,26 @@ def _square_sides(config: Config) -> set[int]:
 
 
 def _longest_prompt(workspace: Workspace) -> tuple[int, str]:
-    """Tokens of the longest prompt in the log, and a sentence on where the number is from."""
+    """Tokens of the longest prompt that is trained on, and a sentence on where that is from."""
     longest = None
-    if workspace.prompts.fragments():
+    if workspace.prompts.fragments() and workspace.samples.exists():
         rows = query(
-            "SELECT max(length) AS longest FROM prompts WHERE status = 'ok'",
+            """
+            WITH trained AS (
+                SELECT unnest(prompt_keys) AS prompt_key FROM samples
+                WHERE status = 'ok' AND split <> 'eval'
+                UNION SELECT $1
+            )
+            SELECT max(length) AS longest FROM prompts SEMI JOIN trained USING (prompt_key)
+            WHERE status = 'ok'
+            """,
+            prompt_key(dropout_prompt(workspace.config)),
             prompts=workspace.prompts.source(),
+            samples=workspace.samples.source(),
         )
         longest = rows["longest"][0].as_py()
     if longest is not None:
-        return int(
-            longest
-        ), f"The longest tokenised prompt has {longest} tokens; all count as such."
+        return int(longest), f"The longest prompt has {longest} tokens, and all count as such."
     assumed = ASSUMED_PROMPT_TOKENS
     return assumed, f"No prompt is tokenised yet: {assumed} tokens each are assumed."
 

@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
+import stages.tokenize
+from manifests.schema import SAMPLES
 from omnigen_pipe.config import LokrConfig, LokrPresetConfig, TrainConfig
+from omnigen_pipe.images.samples import samples_fingerprint, samples_settings
 from omnigen_pipe.memory import report
 from omnigen_pipe.memory.estimate import (
     CONTEXT,
@@ -26,6 +30,9 @@ from omnigen_pipe.memory.skeleton import OMNIGEN_V1, transformer_of
 from omnigen_pipe.memory.trace import materialise, step_bytes
 from omnigen_pipe.model.lokr import attach
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.prompts.template import prompt_key
+from omnigen_pipe.prompts.tokenizer import load
+from omnigen_pipe.settings import as_text
 from omnigen_pipe.workspace import Workspace
 
 TRAIN, LOKR = TrainConfig(), LokrConfig()
@@ -167,6 +174,44 @@ train_batch_size = 3
     whole = json.loads(json.dumps(found.as_json()))
     assert whole["configured"]["total"] == found.configured.total
     assert whole["fits"] is True
+
+
+def test_the_workspace_tells_buckets_and_longest_prompt(
+    tmp_path: Path, small_omnigen: Path
+) -> None:
+    text = f'[model]\npretrained_model_name_or_path = "{small_omnigen}"\n'
+    opened = _workspace(tmp_path, text)
+    buckets = ["128x128", "128x128", "96x64", "512x512"]
+    captions = [["a cat"], ["a dog " * 40], ["a bird"], ["a fish"]]
+    columns = {
+        "sample_id": [f"{i:032x}" for i in range(4)],
+        "captions": captions,
+        "prompt_keys": [[prompt_key(caption) for caption in texts] for texts in captions],
+        "bucket": buckets,
+        "split": ["train", "regularisation", "train", "eval"],
+        "repeats": [0] * 4,
+        "resize_width": [512] * 4,
+        "resize_height": [512] * 4,
+        "status": ["ok"] * 4,
+    }
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else pa.nulls(4, field.type)
+        for field in SAMPLES.schema
+    ]
+    opened.samples.replace(
+        pa.table(arrays, schema=SAMPLES.schema),
+        settings=as_text(samples_settings(opened.config)),
+        fingerprint=samples_fingerprint(opened.images.source(), opened.config),
+    )
+    stages.tokenize.run(opened, Progress(quiet=True))
+    longest = max(len(ids) for ids in load(small_omnigen / "tokenizer").encode(captions[1]))
+
+    found = report.run(opened, Progress(quiet=True), 24)
+    assert [estimate.bucket for estimate in found.buckets] == ["128x128", "96x64"]
+    assert found.samples == {"128x128": 2, "96x64": 1}
+    assert found.configured.prompt_tokens == longest
 
 
 def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path, small_omnigen: Path) -> None:
