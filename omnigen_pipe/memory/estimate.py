@@ -17,8 +17,8 @@ from torch import nn
 
 from omnigen_pipe.config import LokrConfig, TrainConfig
 from omnigen_pipe.memory.skeleton import Architecture, adapted, blocks
-from omnigen_pipe.memory.storage import FLOAT32, weight_bytes
 from omnigen_pipe.memory.trace import activation_bytes
+from omnigen_pipe.model.quantisation import stored_bytes
 from omnigen_pipe.training.optimizers import state_bytes
 
 GIB = 2**30
@@ -35,7 +35,7 @@ PARTS = (
     "optimizer",
     "ema",
     "activations",
-    "dequantised",
+    "unpacked",
     "context",
 )
 
@@ -44,7 +44,7 @@ PARTS = (
 class Estimate:
     """Bytes at the peak of training on one bucket, part by part.
 
-    `dequantised` is the largest quantised layer, unpacked for its turn. `context` is assumed.
+    `unpacked` are quantised weights in the base's dtype, for their turn. `context` is assumed.
     """
 
     bucket: str
@@ -56,7 +56,7 @@ class Estimate:
     optimizer: int
     ema: int
     activations: int
-    dequantised: int
+    unpacked: int
     context: int = CONTEXT
 
     @property
@@ -101,7 +101,7 @@ class Prospect:
     gradients: int
     optimizer: int
     ema: int
-    dequantised: int
+    unpacked: int
     activations: Activations
 
     def estimate(self, bucket: str, batch: int) -> Estimate:
@@ -116,7 +116,7 @@ class Prospect:
             self.optimizer,
             self.ema,
             self.activations.bytes(batch, bucket),
-            self.dequantised,
+            self.unpacked,
         )
 
     def largest_batch(self, bucket: str, offered: int) -> int:
@@ -213,6 +213,17 @@ def _traced(
     )
 
 
+def _unpacked_blocks(precision: str, checkpointing: bool, depth: int) -> int:
+    """So many blocks' weights are unpacked at once, at the most, where the base is quantised.
+
+    Measured on the CPU (`tests/memory/test_estimate.py`). torchao's tensors are unpacked before
+    the multiplication and kept for the backward pass; the other libraries unpack again.
+    """
+    if precision.endswith("-torchao"):
+        return min(2, depth) if checkpointing else depth
+    return 1
+
+
 def counted(
     shapes: Architecture,
     train: TrainConfig,
@@ -222,26 +233,27 @@ def counted(
 ) -> Prospect:
     """Count at full depth everything that is not an activation."""
     dtype = _dtype(train)
-    precision = getattr(train, "base_model_precision", "no_change")
+    precision = train.base_model_precision
     transformer, network = adapted(shapes, blocks(shapes), lokr, dtype)
-    quantised = {
-        id(layer.weight): layer.weight.shape
-        for layer in transformer.layers.modules()
-        if isinstance(layer, nn.Linear) and precision != "no_change"
+    linears = {
+        id(layer.weight) for layer in transformer.layers.modules() if isinstance(layer, nn.Linear)
     }
     weights = sum(
-        weight_bytes(tuple(p.shape), precision, dtype) if id(p) in quantised else p.nbytes
+        stored_bytes(tuple(p.shape), precision, dtype) if id(p) in linears else p.nbytes
         for p in transformer.parameters()
     ) + sum(buffer.nbytes for buffer in transformer.buffers())
-    numbers = sum(p.numel() for p in network.parameters())
-    largest = max((math.prod(shape) for shape in quantised.values()), default=0)
+    adapter = sum(p.nbytes for p in network.parameters())  # float32, as are gradients and EMA
+    unpacked = 0
+    if precision != "no_change":
+        block = sum(p.nbytes for p in transformer.layers[0].parameters() if id(p) in linears)
+        unpacked = block * _unpacked_blocks(precision, train.gradient_checkpointing, blocks(shapes))
     return Prospect(
         prompt_tokens,
         weights,
-        adapter=sum(p.nbytes for p in network.parameters()),
-        gradients=numbers * FLOAT32,
+        adapter=adapter,
+        gradients=adapter,
         optimizer=state_bytes(network.parameters(), train),
-        ema=numbers * FLOAT32 if train.use_ema else 0,
-        dequantised=largest * dtype.itemsize,
+        ema=adapter if train.use_ema else 0,
+        unpacked=unpacked,
         activations=activations,
     )

@@ -200,7 +200,7 @@ def _settings(train: TrainConfig) -> dict[str, Any]:
         "train_batch_size": train.train_batch_size,
         "gradient_checkpointing": train.gradient_checkpointing,
         "mixed_precision": train.mixed_precision,
-        "base_model_precision": getattr(train, "base_model_precision", "no_change"),
+        "base_model_precision": train.base_model_precision,
         "optimizer": train.optimizer,
         "use_ema": train.use_ema,
     }
@@ -276,7 +276,7 @@ _MEANING = {
     "optimizer": "optimizer state",
     "ema": "EMA (float32)",
     "activations": "activations",
-    "dequantised": "one unpacked layer",
+    "unpacked": "quantised weights, unpacked",
     "context": "context, fragmentation (assumed)",
 }
 

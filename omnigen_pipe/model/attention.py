@@ -24,7 +24,7 @@ class Spans:
     before it), and where the image begins (after the longest prompt and the time token).
 
     Plain numbers, so that no block waits for the GPU to read them, and so that a pass can be
-    traced by shapes alone.
+    traced by shapes alone. Not frozen: torch.compile would make constants of a frozen one.
     """
 
     rows: tuple[tuple[int, int], ...]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from memory_tracker import tracked
 
 import stages.tokenize
 from manifests.schema import SAMPLES
@@ -29,6 +30,7 @@ from omnigen_pipe.memory.estimate import (
 from omnigen_pipe.memory.skeleton import OMNIGEN_V1, transformer_of
 from omnigen_pipe.memory.trace import materialise, step_bytes
 from omnigen_pipe.model.lokr import attach
+from omnigen_pipe.model.quantisation import quantise
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import prompt_key
 from omnigen_pipe.prompts.tokenizer import load
@@ -232,6 +234,34 @@ def test_the_command_takes_less_than_half_a_minute_and_no_weights(tmp_path: Path
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
     assert after.ru_maxrss < 3 * 2**20  # KiB: the model itself would be 7 GiB
     assert json.loads(done.stdout)["configured"]["bucket"] == "1024x1024"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(
+    "precision",
+    ["int8-quanto", "int4-quanto", "int8-torchao", "fp8-torchao", "int8-bnb", "nf4-bnb"],
+)
+def test_a_quantised_base_holds_what_is_estimated(precision: str, checkpointing: bool) -> None:
+    """Real tensors, quantised by the libraries, under torch's own tracker."""
+    train = TrainConfig(base_model_precision=precision, gradient_checkpointing=checkpointing)
+    shapes = {**NARROW, "hidden_size": 768, "num_attention_heads": 8, "num_key_value_heads": 8}
+    shapes |= {"intermediate_size": 2048, "num_layers": 3}
+    transformer = transformer_of(shapes, 3, torch.bfloat16)
+    materialise(transformer)
+    with torch.no_grad():
+        for tensor in (*transformer.parameters(), *transformer.buffers()):
+            tensor.fill_(0.01)
+    cpu = torch.device("cpu")
+    quantise(transformer, precision, cpu, "cpu")
+    network = attach(transformer, LOKR, 0)
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    held, peak = tracked(transformer, network, (256, 256), 2, 40)
+    expected = estimate_peak(shapes, train, LOKR, "256x256", 2, 40)
+    parts = expected.weights + expected.adapter + expected.gradients
+    assert held == pytest.approx(parts, rel=0.01)
+    assert 0 <= peak - expected.activations <= 1.1 * expected.unpacked
 
 
 @pytest.mark.slow

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from memory_tracker import tracked
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.memory import trace
 from omnigen_pipe.memory.skeleton import OMNIGEN_V1, Architecture, adapted
-from omnigen_pipe.memory.trace import activation_bytes, materialise, step, step_bytes
+from omnigen_pipe.memory.trace import activation_bytes, materialise, step_bytes
 from omnigen_pipe.model.lokr import attach
 from omnigen_pipe.model.transformer import load_transformer
 
@@ -30,15 +29,6 @@ NARROW: Architecture = {
 }
 
 
-class _FrozenMemTracker(MemTracker):
-    """torch's tracker, without the hooks on gradients that fail for frozen parameters."""
-
-    def _track_module_params_and_buffers(
-        self, module: nn.Module, install_grad_hooks: bool = True
-    ) -> tuple[int, int]:
-        return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
-
-
 def _modules(checkpointing: bool) -> tuple[Any, Any]:
     """Two blocks of true width on the meta device."""
     transformer, network = adapted(OMNIGEN_V1, 2, LokrConfig(), BF16)
@@ -47,28 +37,20 @@ def _modules(checkpointing: bool) -> tuple[Any, Any]:
     return transformer, network
 
 
-def _tracked(transformer: Any, network: Any) -> int:
-    """What torch's tracker counts for the step that `step_bytes` counts."""
-    tracker, cpu = _FrozenMemTracker(), torch.device("cpu")
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    tracker.track_external(transformer, network, [p.grad for p in network.parameters()])
-    held = tracker.get_tracker_snapshot()[cpu]["Total"]
-    with tracker:
-        step(transformer, network, BF16, (256, 256), 2, 40)
-    return tracker.get_tracker_snapshot("peak")[cpu]["Total"] - held
-
-
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_it_counts_what_torchs_own_tracker_counts(checkpointing: bool) -> None:
-    counts = []
-    for count in (lambda *pair: step_bytes(*pair, BF16, (256, 256), 2, 40), _tracked):
-        pair = _modules(checkpointing)
-        with FakeTensorMode():
-            for module in pair:
-                materialise(module)
-            counts.append(count(*pair))
-    assert counts[0] == counts[1]
+    micro_batch = ((256, 256), 2, 40)
+    modules = _modules(checkpointing)
+    with FakeTensorMode():
+        for module in modules:
+            materialise(module)
+        ours = step_bytes(*modules, BF16, *micro_batch)
+    modules = _modules(checkpointing)
+    with FakeTensorMode():
+        for module in modules:
+            materialise(module)
+        _, theirs = tracked(*modules, *micro_batch)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(
