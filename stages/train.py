@@ -6,6 +6,8 @@ Under torchrun every process runs this; the first one alone prepares, writes and
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig, read_lycoris_config
 from omnigen_pipe.progress import Progress
@@ -16,6 +18,9 @@ from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training.processes import Processes, connected, device_name, from_environment
 from omnigen_pipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    from omnigen_pipe.training.batches import Batch
 
 
 def run(
@@ -44,13 +49,33 @@ def run(
         if checkpoint is None or checkpoint.position.step < total:
             from omnigen_pipe.training.session import Session
 
-            session = Session(workspace, progress, this, start, frozen, lokr, processes)
+            session = Session(
+                workspace,
+                progress,
+                this,
+                start,
+                frozen,
+                lokr,
+                processes,
+                lambda largest: _estimated(workspace, lokr, largest),
+            )
             session.train(device, checkpoint, summary)
             return summary
     summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step}
     summary.details["adapter"] = str(checkpoint.adapter)
     summary.notes.append(f"The run `{this.name}` is complete. Adapter: {checkpoint.adapter}")
     return summary
+
+
+def _estimated(workspace: Workspace, lokr: LokrConfig, batch: Batch) -> int:
+    """Bytes that training on batches such as `batch` should allocate on a GPU at its peak."""
+    from omnigen_pipe.memory.estimate import estimate_peak
+    from omnigen_pipe.memory.skeleton import architecture
+
+    shapes = architecture(workspace)
+    rows, tokens = len(batch.sample_ids), len(batch.prompts[0])
+    found = estimate_peak(shapes, workspace.config.train, lokr, batch.bucket, rows, tokens)
+    return found.allocated
 
 
 def check(workspace: Workspace) -> LokrConfig:

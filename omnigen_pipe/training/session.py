@@ -22,7 +22,7 @@ from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training import evaluation, optimizers, schedule
 from omnigen_pipe.training.baseline import channel_variance, chosen
-from omnigen_pipe.training.batches import BatchReader
+from omnigen_pipe.training.batches import Batch, BatchReader
 from omnigen_pipe.training.loop import LESS_MEMORY, Course, Progressed, train
 from omnigen_pipe.training.plan import Plan
 from omnigen_pipe.training.preflight import largest_batch, rehearse
@@ -43,6 +43,8 @@ class Session:
     frozen: FrozenSamples
     lokr: LokrConfig
     processes: Processes
+    #: Bytes that training on such batches should allocate on a GPU at its peak.
+    estimate: Callable[[Batch], int]
 
     def train(
         self, device_name: str | None, checkpoint: Checkpoint | None, summary: Summary
@@ -56,7 +58,10 @@ class Session:
         reader = self._reader(self.frozen, summary)
         variance = self.processes.on_first(lambda: self._variance(reader))
         trainee = self._trainee(device, checkpoint, summary)
-        rehearse(trainee, largest_batch(self.frozen, config), config, LESS_MEMORY)
+        largest = largest_batch(self.frozen, config)
+        rehearse(trainee, largest, config, LESS_MEMORY)
+        if device.type == "cuda":
+            self._compare_memory(device, largest, summary)
 
         order = lru_cache(maxsize=2)(
             lambda epoch: self.frozen.order(epoch, config, self.start.micro_batches)
@@ -140,6 +145,18 @@ class Session:
             lambda: self.this.note_conditions(self.workspace, conditions)
         )
         return trainee
+
+    def _compare_memory(self, device: torch.device, largest: Batch, summary: Summary) -> None:
+        """Say what the largest batch took on the GPU, beside what was estimated."""
+        if not self.processes.is_first:
+            return
+        measured = torch.cuda.max_memory_allocated(device)
+        estimated = self.estimate(largest)
+        summary.details["memory"] = {"measured": measured, "estimated": estimated}
+        self.progress.note(
+            f"Peak memory, tried on {len(largest.sample_ids)} samples of {largest.bucket}: "
+            f"{measured / 2**30:.2f} GiB allocated, {estimated / 2**30:.2f} GiB estimated"
+        )
 
     def _metrics(self, position: Position, stack: ExitStack) -> MetricsWriter | None:
         """Where numbers go, rid of what a resumed run computes again; in the first process only."""
