@@ -15,7 +15,7 @@ import torch
 
 from manifests.errors import UsageError
 from omnigen_pipe.model.attention import MaskFreeAttention, spans
-from omnigen_pipe.model.quantisation import quantise
+from omnigen_pipe.model.quantisation import check_available, quantise
 from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
 from omnigen_pipe.quiet import quiet_imports
 
@@ -36,8 +36,10 @@ def load_transformer(
 
     Weights come from safetensors only. Loading directly in bfloat16 also keeps the position
     buffer, and with it the residual stream, in bfloat16. `precision` and `via` are those of
-    `quantise`: block by block on the way to `device`.
+    `quantise`: block by block on the way to `device`. Raises `UsageError` where the folder holds
+    no such model, or `device` cannot compute `precision`, the latter before anything is loaded.
     """
+    check_available(precision, device, dtype)
     with quiet_imports():
         from diffusers import OmniGenTransformer2DModel
 
