@@ -6,13 +6,14 @@ Under torchrun every process runs this; the first one alone prepares, writes and
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig, read_lycoris_config
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import Checkpoint
-from omnigen_pipe.runs.freezing import changes_since, freeze_today
+from omnigen_pipe.runs.freezing import changes_since, check_evaluation, freeze_today
 from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.summary import Summary
@@ -38,7 +39,8 @@ def run(
     progress.quiet = progress.quiet or not processes.is_first
     summary = Summary("train", changed=False)
 
-    with connected(processes, device):
+    with connected(processes, device), ExitStack() as stack:
+        processes.on_first(lambda: stack.enter_context(this.alone()))
         start, checkpoint, summary.notes = processes.on_first(
             lambda: _prepare(workspace, this, lokr, processes, allow_missing)
         )
@@ -95,6 +97,7 @@ def _prepare(
     """A run's start, its newest checkpoint, and what to say; a new run is frozen first."""
     checkpoint, notes = this.resume_point(workspace.config.train.resume_from_checkpoint)
     if this.has_begun():
+        check_evaluation(workspace, this)
         start, changes = this.go_on(workspace, lokr, processes.size)
         return start, checkpoint, notes + changes + changes_since(workspace, this)
     start = this.begin(

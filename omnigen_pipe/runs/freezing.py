@@ -92,6 +92,17 @@ def _check_manifests(workspace: Workspace) -> None:
         check_undamaged(log.fragments(), log.manifest)
 
 
+def check_evaluation(workspace: Workspace, this: Run) -> None:
+    """Raise `UsageError` where evaluation is asked of a run that has no samples for it."""
+    if workspace.config.train.eval_steps_interval == 0:
+        return
+    if not len(FrozenSamples.open(this.samples, ("eval",))):
+        raise UsageError(
+            f"eval_steps_interval is set, and the run `{this.name}` was started without evaluation "
+            "samples. Set eval_steps_interval = 0, or another tracker_run_name to start a new run."
+        )
+
+
 def changes_since(workspace: Workspace, this: Run) -> list[str]:
     """A sentence where today's data differ from what the run froze, or cannot be compared.
 

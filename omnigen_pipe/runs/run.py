@@ -7,6 +7,7 @@
         checkpoints/         see `checkpoints`
         metrics.jsonl        one line per optimizer step
         evaluations.jsonl    one line per evaluation
+        training.lock        held by the command that trains
         variance.json        the latents' own variance, measured at the first start
         tensorboard/
 
@@ -19,7 +20,8 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any
 from blake3 import blake3
 
 from manifests.errors import PipeError, UsageError
+from manifests.lock import locked
 from manifests.publish import publish, staged
 from omnigen_pipe.config import CONFIG_NAME, LokrConfig, TrainConfig
 from omnigen_pipe.runs import checkpoints
@@ -36,6 +39,7 @@ from omnigen_pipe.workspace import Workspace
 
 SETTINGS_NAME = "run.json"
 VARIANCE_NAME = "variance.json"
+LOCK_NAME = "training.lock"
 
 #: A free map: its keys have no defaults of their own.
 _FREE_MAP = "lokr.apply_preset.module_algo_map."
@@ -151,6 +155,20 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of its checkpoints."""
         return self.folder / "checkpoints"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it no other command trains this run; raises `UsageError` where one does.
+
+        On a file system without locks it cannot be known, and nothing is refused.
+        """
+        with locked(self.folder / LOCK_NAME) as held:
+            if held is False:
+                raise UsageError(
+                    f"Another command is training the run `{self.name}` now. Wait for it or stop "
+                    "it, or set another tracker_run_name."
+                )
+            yield
 
     def has_begun(self) -> bool:
         """Whether it has a checkpoint; until then it may be frozen anew.

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from manifests.errors import PipeError
+from manifests.publish import new_id
 
 #: After a signal the processes may take so long to end their step and save (seconds).
 _SHUTDOWN_SECONDS = "120"
@@ -33,6 +34,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id=new_id(),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

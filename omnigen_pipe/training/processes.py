@@ -89,7 +89,9 @@ class Processes:
         """Raise `error`, which every process found, in the first one; it is said once."""
         if self.is_first:
             raise error
-        raise SaidElsewhereError(str(error))
+        elsewhere = SaidElsewhereError(str(error))
+        elsewhere.exit_status = error.exit_status
+        raise elsewhere
 
     def on_first(self, function: Callable[[], Result]) -> Result:
         """What `function` returns in the first process, to all of them, once it is done there.
@@ -144,10 +146,11 @@ def device_name(processes: Processes, name: str | None) -> str | None:
     if processes.size == 1 or name == "cpu":
         return name
     if name not in (None, "cuda"):
-        raise UsageError(
+        error = UsageError(
             f"--device {name} is one device, and there are {processes.size} processes: leave "
             "--device out, or say cuda or cpu. CUDA_VISIBLE_DEVICES chooses among GPUs."
         )
+        processes.raise_together(error)
     import torch
 
     count = torch.cuda.device_count()

@@ -110,3 +110,37 @@ def test_eval_says_what_is_missing(project: Callable[..., Project], tmp_path: Pa
     here.run("train", "--device", "cpu")
     assert "There is no adapter" in here.run("eval", "nothing.safetensors", status=2).stderr
     assert "has not been started" in here.run("eval", "--run", "other", status=2).stderr
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    here = prepare(project, tmp_path, max_train_steps=100_000, lr_scheduler="constant")
+    change(here, eval_steps_interval=0)
+    first = start(here.root, "train", "--device", "cpu")
+    path = here.root / "runs" / "default" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not path.exists() or not path.read_bytes():
+        assert time.monotonic() < deadline
+    assert "Another command is training" in start(here.root, "train").ended(2).stderr
+    first.kill()
+    first.ended(-9)
+    change(here, max_train_steps=2)
+    here.run("train", "--device", "cpu")
+
+
+def test_evaluation_cannot_be_asked_of_a_run_without_samples_for_it(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    here = prepare(project, tmp_path, max_train_steps=2)
+    path = here.root / "omnigen-pipe.toml"
+    whole = path.read_text()
+    path.write_text(
+        whole.replace('dataset_type = "eval"', 'dataset_type = "eval"\ndisabled = true')
+    )
+    assert "nothing to evaluate on" in here.run("run", "--device", "cpu", status=2).stderr
+    change(here, eval_steps_interval=0)
+    here.run("train", "--device", "cpu")
+    change(here, eval_steps_interval=1, max_train_steps=4)
+    said = here.run("train", "--device", "cpu", status=2).stderr
+    assert "was started without evaluation samples" in said
