@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process per core: every test makes its own folders and needs one thread.
+PARALLEL := --numprocesses auto --maxprocesses 4
 
 .PHONY: setup demo test test-slow lint types docs clean
 
@@ -27,10 +29,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(MAKE) lint
 	$(MAKE) types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
