@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig, read_lycoris_config
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.runs.checkpoints import Checkpoint
+from omnigen_pipe.runs.checkpoints import Checkpoint, names
 from omnigen_pipe.runs.freezing import changes_since, check_evaluation, freeze_today
 from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.runs.run import Run, Start
@@ -85,7 +85,12 @@ def check(workspace: Workspace) -> LokrConfig:
     config = workspace.config.train
     if config.max_train_steps == 0 and config.num_train_epochs == 0:
         raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
-    if config.init_lora is not None and not workspace.path(config.init_lora).exists():
+    folder = workspace.run_folder(config.tracker_run_name) / "checkpoints"
+    if (
+        config.init_lora is not None
+        and not workspace.path(config.init_lora).exists()
+        and not names(folder)  # a run that goes on reads it no more
+    ):
         raise UsageError(f"init_lora names {workspace.path(config.init_lora)}, which is not there.")
     path = config.lycoris_config
     return read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr

@@ -80,9 +80,12 @@ def save(
     """Publish a checkpoint of `position` under `folder`, of the files that `write` puts into the
     folder it is given."""
     final = folder / f"step-{position.step:08d}"
-    unfinished = staged(staging, final)
-    make_folder(unfinished)
     try:
+        unfinished = staged(staging, final)
+    except OSError as error:
+        raise WriteError(final, error) from error
+    try:
+        make_folder(unfinished)
         write(unfinished)
         hashes = {path.name: _hash(path) for path in sorted(unfinished.iterdir())}
         index = {**asdict(position), "blake3": hashes}

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.errors import ManifestError, PipeError
-from manifests.publish import publish, staged
+from manifests.publish import publishing
 from manifests.query import fingerprint, query
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.samples import current_samples
@@ -116,10 +116,12 @@ def content_key(table: pa.Table) -> str:
 def freeze(table: pa.Table, path: Path, staging: Path, metadata: Mapping[str, str]) -> None:
     """Publish `table` as the frozen samples `path`, with `metadata` in its schema."""
     table = table.combine_chunks().replace_schema_metadata(dict(metadata))
-    unfinished = staged(staging, path)
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        publishing(staging, path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
-    publish(unfinished, path)
 
 
 def total_steps(config: TrainConfig, per_epoch: int) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from manifests.publish import publish, staged
+from manifests.errors import WriteError
+from manifests.publish import publishing
 
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
@@ -35,9 +36,8 @@ def truncate(path: Path, last_step: int, staging: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     kept = [line for line in lines(path) if line["step"] <= last_step]
-    unfinished = staged(staging, path)
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    publish(unfinished, path)
+    with publishing(staging, path) as unfinished:
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return kept
 
 
@@ -45,6 +45,7 @@ class MetricsWriter:
     """Appends a line per step, and one per evaluation; scalars go to TensorBoard if asked."""
 
     def __init__(self, folder: Path, steps_done: int, tensorboard: bool) -> None:
+        self._folder = folder
         self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
         self._evaluations = (folder / EVALUATIONS_NAME).open("a", encoding="utf-8")
         self._board: Any = None
@@ -52,7 +53,9 @@ class MetricsWriter:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(
-                log_dir=str(folder / "tensorboard"), purge_step=steps_done + 1
+                # A beginning takes back the evaluation before the first step, too.
+                log_dir=str(folder / "tensorboard"),
+                purge_step=steps_done + 1 if steps_done else 0,
             )
 
     def __enter__(self) -> MetricsWriter:
@@ -65,11 +68,14 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Flush and close all."""
-        self._metrics.close()
-        self._evaluations.close()
-        if self._board is not None:
-            self._board.close()
+        """Flush and close all; what fails here is raised where nothing failed before."""
+        files = [self._metrics, self._evaluations, *([self._board] if self._board else [])]
+        for file in files:
+            try:
+                file.close()
+            except OSError as failure:
+                if error is None:
+                    raise WriteError(self._folder, failure) from failure
 
     def write(
         self, step: int, values: Mapping[str, Any], board: Mapping[str, float] | None = None
@@ -88,14 +94,22 @@ class MetricsWriter:
         self._show(step, board)
 
     def _show(self, step: int, scalars: Mapping[str, float]) -> None:
-        if self._board is not None:
+        if self._board is None:
+            return
+        try:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise WriteError(self._folder / "tensorboard", error) from error
 
 
 def _append(file: TextIO, step: int, values: Mapping[str, Any]) -> None:
-    file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-    file.flush()
+    line = json.dumps({"step": step, **values}, allow_nan=False)
+    try:
+        file.write(line + "\n")
+        file.flush()
+    except OSError as error:
+        raise WriteError(Path(file.name), error) from error
 
 
 def _is_scalar(value: Any) -> bool:

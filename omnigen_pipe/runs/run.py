@@ -31,7 +31,7 @@ from blake3 import blake3
 
 from manifests.errors import PipeError, UsageError
 from manifests.lock import locked
-from manifests.publish import publish, staged
+from manifests.publish import publishing
 from omnigen_pipe.config import CONFIG_NAME, LokrConfig, TrainConfig
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint
@@ -191,9 +191,19 @@ class Run:
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
             found = Start(**{name: entries[name] for name in Start.__dataclass_fields__})
-            digest = blake3().update_mmap(self.samples).hexdigest()
+            kinds = [(found.settings, dict), (found.free, dict), (found.conditions, dict)]
+            for value, kind in [*kinds, (found.micro_batches, int), (found.samples, str)]:
+                if not isinstance(value, kind):
+                    raise TypeError(f"{value!r} is no {kind.__name__}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PipeError(f"{path} cannot be read: {error!r}") from error
+            raise PipeError(
+                f"{path} cannot be read: {error!r}. Restore it, or set another tracker_run_name "
+                "to start a new run."
+            ) from error
+        try:
+            digest = blake3().update_mmap(self.samples).hexdigest()
+        except OSError as error:
+            raise PipeError(f"{self.samples} cannot be read: {error.strerror}.") from error
         if digest != found.samples:
             raise PipeError(
                 f"{self.samples} is damaged: it is not what the run `{self.name}` was started "
@@ -203,10 +213,8 @@ class Run:
 
     def write_start(self, workspace: Workspace, start: Start) -> None:
         """Publish `run.json`."""
-        path = self.folder / SETTINGS_NAME
-        unfinished = staged(workspace.staging, path)
-        unfinished.write_text(json.dumps(asdict(start), indent=2) + "\n", "utf-8")
-        publish(unfinished, path)
+        with publishing(workspace.staging, self.folder / SETTINGS_NAME) as unfinished:
+            unfinished.write_text(json.dumps(asdict(start), indent=2) + "\n", "utf-8")
 
     def begin(
         self, workspace: Workspace, lokr: LokrConfig, processes: int, freeze: Callable[[], object]
@@ -216,9 +224,8 @@ class Run:
         config = workspace.config.train
         source = workspace.root / CONFIG_NAME
         if source.exists():
-            copy = staged(workspace.staging, self.folder / "config.toml")
-            shutil.copyfile(source, copy)
-            publish(copy, self.folder / "config.toml")
+            with publishing(workspace.staging, self.folder / "config.toml") as copy:
+                shutil.copyfile(source, copy)
         freeze()
         start = Start(
             frozen_settings(config, lokr),
@@ -285,11 +292,9 @@ class Run:
 
     def write_variance(self, workspace: Workspace, variance: Sequence[float], latents: int) -> None:
         """Publish what was measured on so many of the frozen latents."""
-        path = self.folder / VARIANCE_NAME
-        unfinished = staged(workspace.staging, path)
         entries = {"variance": list(variance), "latents": latents}
-        unfinished.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
-        publish(unfinished, path)
+        with publishing(workspace.staging, self.folder / VARIANCE_NAME) as unfinished:
+            unfinished.write_text(json.dumps(entries, indent=2) + "\n", "utf-8")
 
     def resume_point(self, wanted: str) -> tuple[Checkpoint | None, list[str]]:
         """The checkpoint to go on from, if any, with what there is to say about it.

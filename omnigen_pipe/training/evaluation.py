@@ -13,9 +13,10 @@ from statistics import fmean
 
 import torch
 
+from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.model import flow
-from omnigen_pipe.model.transformer import predict_velocity
+from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, predict_velocity
 from omnigen_pipe.training.adapted import Adapted
 from omnigen_pipe.training.baseline import linear_error
 from omnigen_pipe.training.batches import EvalSample
@@ -120,6 +121,15 @@ def sentence(step: int, results: Mapping[str, Evaluation]) -> str:
     return f"Evaluation after step {step}: {', '.join(parts)}"
 
 
+def not_finite(step: int, results: Mapping[str, Evaluation]) -> str:
+    """What to say where one of the results after `step` is no number."""
+    losses = ", ".join(f"{name} {result.loss}" for name, result in results.items())
+    return (
+        f"The evaluation after step {step} gives no finite loss ({losses}). Nothing was saved "
+        'since the last checkpoint. Lower learning_rate, or set mixed_precision = "no".'
+    )
+
+
 def evaluate(
     model: Adapted,
     count: int,
@@ -137,7 +147,15 @@ def evaluate(
             _level(model, len(passes), processes)
         for part in passes:
             assert sample is not None
-            losses[index, part] = _losses(model, sample, TIMES[part])
+            try:
+                losses[index, part] = _losses(model, sample, TIMES[part])
+            except torch.OutOfMemoryError as error:
+                height, width = (side * PIXELS_PER_LATENT for side in sample.x1.shape[-2:])
+                raise PipeError(
+                    f"{model.device} ran out of memory in the evaluation of an image of "
+                    f"{width}x{height}. Set base_model_precision, give the evaluation's dataset a "
+                    "lower resolution, or set eval_steps_interval = 0."
+                ) from error
     processes.sum_(losses)  # each row is of one process, and zero in the others
     t = torch.tensor(TIMES)
     return Evaluation(

@@ -32,8 +32,11 @@ class AdapterGradients:
         self.flat.zero_()
 
     def norm(self) -> float:
-        """The global norm; not finite where any gradient is not."""
-        return float(torch.linalg.vector_norm(self.flat))
+        """The global norm; not finite exactly where any gradient is not.
+
+        In float64: in float32 the squares of large finite gradients overflow.
+        """
+        return float(torch.linalg.vector_norm(self.flat, dtype=torch.float64))
 
     def clip(self, norm: float, config: TrainConfig) -> None:
         """Clip in place as configured, given the global `norm`.

@@ -63,6 +63,8 @@ class Course:
     metrics: MetricsWriter | None = None
     #: Evaluates after so many steps; None where nothing is evaluated.
     evaluate: Callable[[int], object] | None = None
+    #: The losses of the last steps, which a resumed run has from before.
+    window: LossWindow = field(default_factory=LossWindow)
     processes: Processes = field(default_factory=Processes)
 
 
@@ -114,7 +116,7 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
     trainee.network.train()
     processes, progress = course.processes, course.progress
     position, saved = plan.start, plan.start
-    window = LossWindow()
+    window = course.window
     batches = read_ahead(
         (
             (micro, step.epoch, step.after.step - 1)
@@ -165,6 +167,7 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
                 course.evaluate(position.step)
             interval = config.checkpoint_step_interval
             if last or stopping or (interval and position.step % interval == 0):
+                _check_weights(trainee, step, saved, processes)
                 course.save(position)
                 saved = position
             if stopping:
@@ -331,9 +334,26 @@ def _take(
     return norm
 
 
+def _check_weights(trainee: Trainee, step: Step, saved: Position, processes: Processes) -> None:
+    """Raise `PipeError` where a step made weights that are no numbers: never save those."""
+    if all(bool(parameter.isfinite().all()) for parameter in trainee.parameters()):
+        return
+    processes.raise_together(
+        PipeError(
+            f"The adapter's weights are not finite after step {step.after.step}, and were not "
+            f"saved; {_kept(saved)}. Lower learning_rate."
+        )
+    )
+
+
+def _kept(saved: Position) -> str:
+    return f"the last checkpoint is of step {saved.step}" if saved.step else "nothing was saved yet"
+
+
 def _not_finite(what: str, value: float, step: Step, saved: Position, samples: list[str]) -> str:
-    kept = f"the last checkpoint is of step {saved.step}" if saved.step else "nothing was saved yet"
-    text = f"The {what} of step {step.after.step} is {value}. The step was not taken; {kept}. "
+    text = (
+        f"The {what} of step {step.after.step} is {value}. The step was not taken; {_kept(saved)}. "
+    )
     if samples:
         more = f" and {len(samples) - _NAMED} more" if len(samples) > _NAMED else ""
         text += (

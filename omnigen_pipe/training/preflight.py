@@ -20,18 +20,23 @@ from omnigen_pipe.training.optimizers import state_bytes
 from omnigen_pipe.training.trainee import Trainee
 
 
-def largest_batch(frozen: FrozenSamples, config: TrainConfig) -> Batch:
-    """A micro-batch of zeros, as large as any of the run's: the bucket of most pixels among full
-    micro-batches counts before one that never fills, and every row has the longest prompt."""
+def largest_batch(frozen: FrozenSamples, config: TrainConfig, patch_size: int) -> Batch:
+    """A micro-batch of zeros, as large as any of the run's: of most tokens, where every row has
+    the longest prompt, and a bucket that never fills a micro-batch counts with what it has.
+
+    An image token is `patch_size` latent elements wide and high. Memory goes with the tokens, not
+    with the pixels: of equal pixels, many small images with their prompts are more.
+    """
     shown = np.bincount(frozen.buckets, weights=frozen.repeats + 1).astype(int)
     rows = {
         name: min(config.train_batch_size, int(number))
         for name, number in zip(frozen.bucket_names, shown, strict=True)
     }
-    bucket = max(rows, key=lambda name: rows[name] * _area(name))
+    longest = max(longest_prompt(frozen), len(frozen.dropout_prompt()))
+    side = patch_size * PIXELS_PER_LATENT
+    bucket = max(rows, key=lambda name: rows[name] * (longest + _area(name) // side**2))
     width, height = (int(side) // PIXELS_PER_LATENT for side in bucket.split("x"))
     latents = torch.zeros(rows[bucket], 4, height, width)
-    longest = max(longest_prompt(frozen), len(frozen.dropout_prompt()))
     regularised = "regularisation" in frozen.table["split"].to_pylist()
     return Batch(
         sample_ids=["the largest batch"] * rows[bucket],

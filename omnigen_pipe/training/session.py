@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from functools import lru_cache
 
 import torch
 
+from manifests.errors import PipeError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import pick_device, release_memory
 from omnigen_pipe.model.transformer import check_fits
@@ -24,6 +26,7 @@ from omnigen_pipe.training import evaluation, optimizers, schedule
 from omnigen_pipe.training.baseline import channel_variance, chosen
 from omnigen_pipe.training.batches import Batch, BatchReader
 from omnigen_pipe.training.loop import LESS_MEMORY, Course, Progressed, train
+from omnigen_pipe.training.loss_window import WINDOW_STEPS, LossWindow, sums_of
 from omnigen_pipe.training.plan import Plan
 from omnigen_pipe.training.preflight import largest_batch, rehearse
 from omnigen_pipe.training.processes import Processes
@@ -58,7 +61,7 @@ class Session:
         reader = self._reader(self.frozen, summary)
         variance = self.processes.on_first(lambda: self._variance(reader))
         trainee = self._trainee(device, checkpoint, summary)
-        largest = largest_batch(self.frozen, config)
+        largest = largest_batch(self.frozen, config, trainee.transformer.config.patch_size)
         rehearse(trainee, largest, config, LESS_MEMORY)
         if device.type == "cuda":
             self._compare_memory(device, largest, summary)
@@ -69,7 +72,8 @@ class Session:
         saver = _Saver(self, trainee, checkpoint)
         with ExitStack() as stack:
             stop = stack.enter_context(stop_on_signal())
-            metrics = self._metrics(position, stack)
+            window = LossWindow()
+            metrics = self._metrics(position, window, stack)
             course = Course(
                 read=reader.read,
                 save=saver.save,
@@ -79,6 +83,7 @@ class Session:
                 metrics=metrics,
                 evaluate=self._evaluation(trainee, variance, metrics, summary),
                 processes=self.processes,
+                window=window,
             )
             plan = Plan(position, summary.details["total_steps"], order)
             reached = train(trainee, plan, config, course)
@@ -158,13 +163,22 @@ class Session:
             f"{measured / 2**30:.2f} GiB allocated, {estimated / 2**30:.2f} GiB estimated"
         )
 
-    def _metrics(self, position: Position, stack: ExitStack) -> MetricsWriter | None:
-        """Where numbers go, rid of what a resumed run computes again; in the first process only."""
+    def _metrics(
+        self, position: Position, window: LossWindow, stack: ExitStack
+    ) -> MetricsWriter | None:
+        """Where numbers go, rid of what a resumed run computes again; in the first process only.
+
+        Fills `window` with the losses of the steps before.
+        """
         if not self.processes.is_first:
             return None
         checkpoints.set_aside(self.this.checkpoints, after=position.step)
-        for name in (METRICS_NAME, EVALUATIONS_NAME):
-            truncate(self.this.folder / name, position.step, self.workspace.staging)
+        folder, staging = self.this.folder, self.workspace.staging
+        for line in truncate(folder / METRICS_NAME, position.step, staging)[-WINDOW_STEPS:]:
+            if "samples_by_t" in line:  # not of earlier versions
+                window.add(sums_of(line))
+        # The evaluation before the first step is of a checkpoint's past only where there is one.
+        truncate(folder / EVALUATIONS_NAME, position.step or -1, staging)
         board = self.workspace.config.train.report_to == "tensorboard"
         return stack.enter_context(MetricsWriter(self.this.folder, position.step, board))
 
@@ -185,6 +199,8 @@ class Session:
 
         def evaluate(step: int) -> None:
             results = evaluator.results()
+            if not all(math.isfinite(result.loss) for result in results.values()):
+                self.processes.raise_together(PipeError(evaluation.not_finite(step, results)))
             self.progress.note(evaluation.sentence(step, results))
             summary.details["evaluation"] = {"step": step, **evaluation.as_line(results)}
             if metrics is not None:
@@ -241,7 +257,7 @@ def _report(
         "device": str(trainee.device),
         "dtype": str(trainee.dtype).removeprefix("torch."),
     }
-    if recent:
+    if reached.text:
         summary.notes.append(f"Of the last steps: {reached.text}")
     if adapter:
         summary.notes.append(f"Adapter: {adapter}")

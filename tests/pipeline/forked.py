@@ -264,6 +264,35 @@ def note_encoded(path: str) -> None:
     ShardWriter.add = add_noting  # type: ignore[method-assign, assignment]
 
 
+def spoil(sample_id: str) -> None:
+    """Let the latent of this sample be infinite whenever training reads it."""
+    from omnigen_pipe.training.batches import BatchReader
+
+    really = BatchReader._read
+
+    def spoiling(reader: Any, row: Any, index: int) -> Any:
+        latent = really(reader, row, index)
+        return latent + float("inf") if row["sample_id"] == sample_id else latent
+
+    BatchReader._read = spoiling  # type: ignore[method-assign]
+
+
+def little_memory(numbers: int) -> None:
+    """Let the model run out of memory on latents of more `numbers` than that."""
+    from omnigen_pipe.training import evaluation, objective
+
+    really = objective.predict_velocity
+
+    def predict(transformer: Any, x_t: Any, *arguments: Any) -> Any:
+        import torch
+
+        if x_t.numel() > numbers:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return really(transformer, x_t, *arguments)
+
+    objective.predict_velocity = evaluation.predict_velocity = predict
+
+
 def limit_file_size(nbytes: int) -> None:
     """Let no file grow beyond `nbytes`: a disk that is full, for whoever may not mount one."""
     import resource

@@ -72,6 +72,39 @@ class Project:
         return json.loads(self.run(*arguments, "--json", status=status, process=process).stdout)
 
 
+def configured(
+    root: Path,
+    model: Path,
+    images: Path | str,
+    dataset: dict[str, object] | None = None,
+    train: dict[str, object] | None = None,
+    extra: str = "",
+) -> Project:
+    """The workspace `root`, configured for `images` and the model in the folder `model`."""
+    root.mkdir(exist_ok=True)
+    dataset_options = {
+        "id": "main",
+        "instance_data_dir": str(images),
+        "resolution": 64,
+        "aspect_bucket_alignment": 16,
+        **(dataset or {}),
+    }
+    train_options = {
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "lr_warmup_steps": 0,
+        "report_to": "none",
+        **(train or {}),
+    }
+    lines = ["[model]", f"pretrained_model_name_or_path = {toml_text(str(model))}"]
+    lines += ["[[dataset]]"]
+    lines += [f"{key} = {toml_text(value)}" for key, value in dataset_options.items()]
+    lines += ["[train]"]
+    lines += [f"{key} = {toml_text(value)}" for key, value in train_options.items()]
+    (root / "omnigen-pipe.toml").write_text("\n".join([*lines, extra, ""]), encoding="utf-8")
+    return Project(root)
+
+
 def toml_text(value: object) -> str:
     """A value as TOML writes it (JSON's way is TOML's for texts, numbers and lists)."""
     return json.dumps(value)

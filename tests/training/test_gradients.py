@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +69,13 @@ def test_the_norm_of_what_is_not_finite_is_not_finite(value: float) -> None:
     gradients = AdapterGradients(_parameters())
     gradients.flat[5] = value
     assert not torch.tensor(gradients.norm()).isfinite()
+
+
+def test_the_norm_of_large_finite_gradients_is_finite_and_exact() -> None:
+    """Their squares overflow in float32: then the step would be taken for one that is infinite."""
+    gradients = AdapterGradients([torch.nn.Parameter(torch.zeros(3))])
+    values = np.array([3e30, -4e30, 1.0], dtype=np.float32)
+    gradients.flat.copy_(torch.from_numpy(values))
+    assert gradients.norm() == pytest.approx(np.linalg.norm(values.astype(np.float64)))
+    gradients.flat[2] = math.inf
+    assert gradients.norm() == math.inf
