@@ -217,12 +217,29 @@ def adapter_config(path: Path) -> LokrConfig:
 
 
 def restore_weights(network: Any, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put `tensors` (of `weights`) back into the network, which must have the same shapes."""
+    """Put `tensors` (of `weights`) back into the network; raises `PipeError` where it has other
+    modules, shapes or scales, and so would compute something else."""
+    named = dict(network.named_parameters())
+    for name, parameter in named.items():
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            raise PipeError(
+                f"The adapter's tensor {name} is missing or has another shape than the "
+                "configuration asks for."
+            )
+    more = sorted(tensors.keys() - network.state_dict().keys())
+    if more:
+        raise PipeError(
+            f"The adapter has {len(more)} tensors, such as {more[0]}, that the configuration does "
+            "not ask for."
+        )
+    for lora in network.loras:
+        alpha = tensors.get(f"{lora.lora_name}.alpha", lora.alpha)
+        # Full matrices are not scaled, whatever alpha is.
+        if not (lora.use_w1 and lora.use_w2) and float(alpha) != float(lora.alpha):
+            raise PipeError(
+                f"The adapter's {lora.lora_name}.alpha is {float(alpha):g}, and the configuration "
+                f"makes it {float(lora.alpha):g}: set linear_alpha."
+            )
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name not in tensors or tensors[name].shape != parameter.shape:
-                raise PipeError(
-                    f"The adapter's tensor {name} is missing or has another shape than the "
-                    "configuration asks for."
-                )
+        for name, parameter in named.items():
             parameter.copy_(tensors[name])

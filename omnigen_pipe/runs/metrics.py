@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +50,9 @@ class MetricsWriter:
         self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
         self._evaluations = (folder / EVALUATIONS_NAME).open("a", encoding="utf-8")
         self._board: Any = None
+        self._thread_hook = threading.excepthook
         if tensorboard:
+            threading.excepthook = self._thread_failed
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(
@@ -69,6 +72,7 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         """Flush and close all; what fails here is raised where nothing failed before."""
+        threading.excepthook = self._thread_hook
         files = [self._metrics, self._evaluations, *([self._board] if self._board else [])]
         for file in files:
             try:
@@ -76,6 +80,11 @@ class MetricsWriter:
             except OSError as failure:
                 if error is None:
                     raise WriteError(self._folder, failure) from failure
+
+    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
+        """Say nothing of a disk that is full for TensorBoard's thread: the next write raises it."""
+        if not isinstance(args.exc_value, OSError):
+            self._thread_hook(args)
 
     def write(
         self, step: int, values: Mapping[str, Any], board: Mapping[str, float] | None = None

@@ -270,6 +270,24 @@ def test_a_gradient_that_is_not_finite_ends_training_before_the_step(
     assert all(t.isfinite().all() for t in read_adapter(last.adapter)[0].values())
 
 
+def test_weights_that_are_no_numbers_are_never_saved(
+    small_omnigen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though loss and gradient were finite: what the last step made is not tried by another."""
+    step = torch.optim.AdamW.step
+
+    def leap(optimizer: torch.optim.AdamW) -> object:
+        found = step(optimizer)
+        if float(optimizer.state[optimizer.param_groups[0]["params"][0]]["step"]) == 3:
+            optimizer.param_groups[0]["params"][-1].data[0] = math.inf
+        return found
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", leap)
+    with pytest.raises(PipeError, match=r"not finite after step 3.*checkpoint is of step 2"):
+        _train(tmp_path / "run", _config(small_omnigen, checkpoint_step_interval=1), 3)
+    assert checkpoints.names(tmp_path / "run" / "checkpoints") == ["step-00000001", "step-00000002"]
+
+
 def test_running_out_of_memory_says_what_to_lower(
     small_omnigen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
