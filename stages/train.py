@@ -102,6 +102,7 @@ def _prepare(
     """A run's start, its newest checkpoint, and what to say; a new run is frozen first."""
     checkpoint, notes = this.resume_point(workspace.config.train.resume_from_checkpoint)
     if this.has_begun():
+        this.start()  # refuses damaged samples before anything reads them
         check_evaluation(workspace, this)
         start, changes = this.go_on(workspace, lokr, processes.size)
         return start, checkpoint, notes + changes + changes_since(workspace, this)
