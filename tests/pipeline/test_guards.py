@@ -148,18 +148,28 @@ def test_a_disk_that_is_full_at_any_point_of_training(
     _check_same(here, trained)
 
 
-def test_metrics_that_cannot_grow(trained: Project, tmp_path: Path) -> None:
-    """By a limit of the system: the file of metrics reaches it before any checkpoint does."""
+@pytest.mark.parametrize("size", [1, 2])
+def test_metrics_that_cannot_grow(trained: Project, tmp_path: Path, size: int) -> None:
+    """By a limit of the system: the file of metrics reaches it before any checkpoint does. Of
+    several processes the first alone writes, and ends the others."""
     here = _copy(trained, tmp_path)
     lines = (_folder(here) / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     _back_to(here, 2)
-    change(here, checkpoint_step_interval=0)
-    limit = sum(map(len, lines[:4])) + 20
+    change(here, checkpoint_step_interval=0, eval_steps_interval=0)
+    change(here, gradient_accumulation_steps=2 // size)
+    limit = sum(map(len, lines[:5])) + len(lines[5]) // 2
     assert (_folder(here) / "run.json").stat().st_size < limit
-    child = forked.start(here.root, *TRAIN, first=partial(forked.limit_file_size, limit))
-    message = _error(child.ended(1))
+    full = partial(forked.limit_file_size, limit)
+    if size == 1:
+        children = [forked.start(here.root, *TRAIN, first=full)]
+    else:
+        children = forked.start_all(here.root, size, *TRAIN, first=full)
+    ended = [child.ended(1) for child in children]
+    assert all("Another process of this training ended" in _error(other) for other in ended[1:])
+    message = _error(ended[0])
     assert "metrics.jsonl could not be written: File too large" in message
     _check_nothing_half(here, ["step-00000002"])
+    change(here, gradient_accumulation_steps=2, eval_steps_interval=4)
     here.run(*TRAIN)
     _check_same(here, trained)
 
@@ -373,7 +383,10 @@ def test_regularisation_data_alone_can_be_trained_on(prepared: Project, tmp_path
 # An adapter to start from.
 
 
-@pytest.mark.parametrize("source", ["file", "checkpoint", "run"])
+@pytest.mark.parametrize(
+    "source",
+    ["file", *(pytest.param(name, marks=pytest.mark.slow) for name in ("checkpoint", "run"))],
+)
 def test_a_run_starts_from_an_adapter_and_reads_it_only_once(
     trained: Project, tmp_path: Path, source: str
 ) -> None:

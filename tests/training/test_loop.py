@@ -317,6 +317,18 @@ def test_tensorboard_gets_the_same_numbers_and_forgets_what_is_computed_again(
     assert [e.value for e in events.Scalars("train/learning_rate")] == [0.5] * 3
 
 
+def test_tensorboard_forgets_the_evaluation_before_the_first_step_of_a_run_begun_anew(
+    tmp_path: Path,
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for loss in (7.0, 3.0):
+        with MetricsWriter(tmp_path, 0, tensorboard=True) as writer:
+            writer.write_evaluation(0, {"loss": loss}, {"eval/loss": loss})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("eval/loss")] == [(0, 3.0)]
+
+
 def test_regularisation_data_learn_the_base_models_prediction(
     small_omnigen: Path, tmp_path: Path
 ) -> None:
