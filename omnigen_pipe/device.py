@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -26,6 +28,7 @@ def pick_device(name: str | None) -> torch.device:
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
             raise UsageError(f"--device {name}: this machine has {count} CUDA devices.")
+        torch.cuda.set_device(device)  # not every library asks where its tensors lie
     return device
 
 
@@ -44,7 +47,23 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def release_memory() -> None:
-    """Give memory that nothing uses any more back to the GPU."""
+    """Give memory that nothing uses any more back to the GPU, and measure its peak anew."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within it float32 is float32: no TF32, and the same algorithms every time."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before

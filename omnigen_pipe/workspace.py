@@ -10,7 +10,7 @@ from manifests.errors import UsageError
 from manifests.log import Log
 from manifests.snapshot import Snapshot
 from omnigen_pipe import config as configuration
-from omnigen_pipe.config import CONFIG_NAME, Config
+from omnigen_pipe.config import CONFIG_NAME, Config, LokrConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ class Workspace:
     def path(self, text: str) -> Path:
         """A path of the configuration: relative ones start at the workspace."""
         return (self.root / Path(text).expanduser()).absolute()
+
+    def lokr(self) -> LokrConfig:
+        """The adapter that the configuration asks for: `[lokr]`, or what `lycoris_config` names.
+
+        Raises `UsageError` where that file cannot be used.
+        """
+        path = self.config.train.lycoris_config
+        return configuration.read_lycoris_config(self.path(path)) if path else self.config.lokr
 
     def run_folder(self, name: str) -> Path:
         """The folder of the run `name`."""

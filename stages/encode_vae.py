@@ -159,9 +159,9 @@ def _encode(
     summary: Summary,
 ) -> Outcome:
     """Load the VAE and encode `items` to the end, or to the first Ctrl-C or SIGTERM."""
-    from omnigen_pipe.device import pick_device
+    from omnigen_pipe.device import exact_float32, pick_device
     from omnigen_pipe.latents.encoder import encode
-    from omnigen_pipe.latents.vae import exact_float32, load_vae
+    from omnigen_pipe.latents.vae import load_vae
     from omnigen_pipe.stop import stop_on_signal
 
     place = pick_device(device)

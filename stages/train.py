@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from manifests.errors import UsageError
-from omnigen_pipe.config import LokrConfig, read_lycoris_config
+from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import Checkpoint, names
 from omnigen_pipe.runs.freezing import changes_since, check_evaluation, freeze_today
@@ -92,8 +92,7 @@ def check(workspace: Workspace) -> LokrConfig:
         and not names(folder)  # a run that goes on reads it no more
     ):
         raise UsageError(f"init_lora names {workspace.path(config.init_lora)}, which is not there.")
-    path = config.lycoris_config
-    return read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
+    return workspace.lokr()
 
 
 def _prepare(

@@ -91,6 +91,8 @@ def read_latent(
         ) from error
     except ValueError as error:  # an empty file cannot be mapped
         raise DamagedLatentError(_damaged(path, offset)) from error
+    except OSError as error:
+        raise PipeError(f"The shard {path} cannot be read: {error.strerror}.") from error
     fits = dtype in DTYPES and int(np.prod(shape)) * DTYPES[dtype].itemsize == nbytes
     if len(raw) != nbytes or not fits or xxhash.xxh3_64_intdigest(raw) != checksum:
         raise DamagedLatentError(_damaged(path, offset))

@@ -8,8 +8,7 @@ SDXL's shape are taken, because OmniGen knows no other latents.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,20 +136,3 @@ def _unusable(folder: Path, why: str) -> UsageError:
         f"The VAE in {folder} cannot be loaded: {why.rstrip('.')}. Fetch the model again, or name "
         "another in pretrained_vae_model_name_or_path."
     )
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Within it float32 is float32: no TF32, and the same algorithms every time."""
-    import torch
-
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
-    finally:
-        matmul.allow_tf32 = before

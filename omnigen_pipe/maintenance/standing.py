@@ -17,7 +17,7 @@ from manifests.errors import ManifestError, PipeError, UsageError
 from manifests.query import Source, query
 from manifests.views import current_latents, current_prompts
 from omnigen_pipe import settings
-from omnigen_pipe.config import TrainConfig, read_lycoris_config
+from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.catalogue import changed_since_discover
 from omnigen_pipe.images.samples import (
     changed_since_bucket,
@@ -322,9 +322,8 @@ def of_train(workspace: Workspace, samples: pa.Table | Source) -> Standing:
     config = workspace.config.train
     standing = Standing("train", "steps")
     run = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
-    path = config.lycoris_config
     try:
-        lokr = read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
+        lokr = workspace.lokr()
         checkpoint, notes = run.resume_point("latest")
         standing.why += notes
         if not run.has_begun():

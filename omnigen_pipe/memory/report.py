@@ -16,9 +16,7 @@ from omnigen_pipe.config import (
     MAX_BUCKET_SIDE,
     MIN_ALIGNMENT,
     Config,
-    LokrConfig,
     TrainConfig,
-    read_lycoris_config,
     square_side,
 )
 from omnigen_pipe.images.buckets import tally
@@ -107,7 +105,7 @@ def run(
     notes.append(said)
     ordered = sorted(samples, key=lambda bucket: (-image_tokens(bucket), bucket))
     progress.note("estimate: tracing a step by its shapes, which takes some seconds")
-    ahead = prospect(architecture(workspace), train, _lokr(workspace), ordered, prompt_tokens)
+    ahead = prospect(architecture(workspace), train, workspace.lokr(), ordered, prompt_tokens)
 
     offered = offered_bytes(vram)
     configured = train.train_batch_size
@@ -125,11 +123,6 @@ def run(
     if report.configured.total > offered:
         notes.append(_advice(report))
     return report
-
-
-def _lokr(workspace: Workspace) -> LokrConfig:
-    path = workspace.config.train.lycoris_config
-    return read_lycoris_config(workspace.path(path)) if path else workspace.config.lokr
 
 
 def _buckets(workspace: Workspace, resolution: int | None) -> tuple[dict[str, int], list[str]]:

@@ -8,6 +8,7 @@ bfloat16. Target classes that match nothing are errors here; LyCORIS would only 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
     Its parameters are the adapter's; the transformer's own stay frozen. Starts as the
     identity. The initial weights depend on `seed` alone.
     """
+    # Its own choice on CUDA would compile the factors' application by shape, and give up after a
+    # few buckets; its fused kernels take factors up to 128 only. Read when it first computes.
+    os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
     with quiet_imports():
         from lycoris.logging import logger
         from lycoris.wrapper import LycorisNetwork

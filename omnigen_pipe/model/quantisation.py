@@ -56,7 +56,7 @@ def check_available(
     if precision == "no_change":
         return
     package = _PACKAGES[precision.rsplit("-", 1)[1]]
-    probe = nn.Sequential(nn.Linear(2 * _QUANTO_GROUP, 32, bias=False, dtype=dtype))
+    probe = nn.Sequential(nn.Linear(2 * _QUANTO_GROUP, _QUANTO_GROUP, bias=False, dtype=dtype))
     probe.requires_grad_(False)
     try:
         _quantise_module(probe, precision, device, "cpu")

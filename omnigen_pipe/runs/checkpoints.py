@@ -3,7 +3,7 @@
     checkpoints/step-00000500/
         adapter.safetensors    the adapter, with its configuration as metadata
         …                      what else training needs to go on (see `training.state`)
-        checkpoint.json        step, position, and the BLAKE3 of every other file
+        checkpoint.json        step, position, and the BLAKE3 of every other file, sealed by its own
 
 A damaged checkpoint is noticed by its hashes and passed over for the one before. Imports no
 torch: whether a run is complete is known without it.
@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
@@ -79,7 +80,7 @@ def save(
 ) -> Checkpoint:
     """Publish a checkpoint of `position` under `folder`, of the files that `write` puts into the
     folder it is given."""
-    final = folder / f"step-{position.step:08d}"
+    final = folder / _name(position)
     try:
         unfinished = staged(staging, final)
     except OSError as error:
@@ -89,12 +90,22 @@ def save(
         write(unfinished)
         hashes = {path.name: _hash(path) for path in sorted(unfinished.iterdir())}
         index = {**asdict(position), "blake3": hashes}
+        index["seal"] = _seal(index)
         (unfinished / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         publish(unfinished, final)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk it would be in the way
         raise WriteError(final, error) from error
     return Checkpoint(final, position, hashes)
+
+
+def _name(position: Position) -> str:
+    return f"step-{position.step:08d}"
+
+
+def _seal(index: dict[str, Any]) -> str:
+    """The BLAKE3 of an index's other entries."""
+    return str(blake3(json.dumps(index, sort_keys=True).encode()).hexdigest())
 
 
 def _remove(folder: Path, staging: Path) -> None:
@@ -109,6 +120,8 @@ def read(folder: Path) -> Checkpoint:
     try:
         index = json.loads((folder / _INDEX_NAME).read_text(encoding="utf-8"))
         position = Position(index["step"], index["epoch"], index["global_batch"])
+        if index.pop("seal") != _seal(index) or folder.name != _name(position):
+            raise ValueError(f"{_INDEX_NAME} is not what was written")
         hashes = {str(name): str(digest) for name, digest in index["blake3"].items()}
         if ADAPTER_NAME not in hashes or any("/" in name for name in hashes):
             raise ValueError(f"{_INDEX_NAME} lists {sorted(hashes)}")
@@ -148,6 +161,10 @@ def find_adapter(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    if (path / _INDEX_NAME).is_file():
+        damage = read(path).damage()
+        if damage is not None:
+            raise PipeError(f"The checkpoint {path.absolute()} cannot be used: {damage}.")
     if (path / ADAPTER_NAME).is_file():
         return path / ADAPTER_NAME
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path

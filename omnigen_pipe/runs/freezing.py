@@ -92,6 +92,16 @@ def _check_manifests(workspace: Workspace) -> None:
         check_undamaged(log.fragments(), log.manifest)
 
 
+def check_transformer(workspace: Workspace, this: Run, frozen: FrozenSamples) -> None:
+    """Raise `UsageError` where the configured transformer is not the one of the run."""
+    if _transformer_key(workspace) != frozen.metadata["transformer_key"]:
+        raise UsageError(
+            f"The run `{this.name}` was started on another transformer than "
+            f"{workspace.config.model.pretrained_model_name_or_path} holds now. Put the old one "
+            "back, or set another tracker_run_name to start a new run."
+        )
+
+
 def check_evaluation(workspace: Workspace, this: Run) -> None:
     """Raise `UsageError` where evaluation is asked of a run that has no samples for it."""
     if workspace.config.train.eval_steps_interval == 0:
@@ -109,12 +119,7 @@ def changes_since(workspace: Workspace, this: Run) -> list[str]:
     Raises `UsageError` where the transformer is another one.
     """
     frozen = FrozenSamples.open(this.samples)
-    if _transformer_key(workspace) != frozen.metadata["transformer_key"]:
-        raise UsageError(
-            f"The run `{this.name}` was started on another transformer than "
-            f"{workspace.config.model.pretrained_model_name_or_path} holds now. Put the old one "
-            "back, or set another tracker_run_name to start a new run."
-        )
+    check_transformer(workspace, this, frozen)
     kept = f"The run `{this.name}` goes on with the {len(frozen)} samples that it froze"
     try:
         _, metadata = _join(workspace)

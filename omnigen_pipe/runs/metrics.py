@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,11 @@ class MetricsWriter:
         """Say nothing of a disk that is full for TensorBoard's thread: the next write raises it."""
         if not isinstance(args.exc_value, OSError):
             self._thread_hook(args)
+
+    def flush(self) -> None:
+        """Bring the lines to the disk: a checkpoint must not outlive the lines before it."""
+        for file in (self._metrics, self._evaluations):
+            os.fsync(file.fileno())
 
     def write(
         self, step: int, values: Mapping[str, Any], board: Mapping[str, float] | None = None

@@ -21,9 +21,9 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,21 @@ from omnigen_pipe.workspace import Workspace
 SETTINGS_NAME = "run.json"
 VARIANCE_NAME = "variance.json"
 LOCK_NAME = "training.lock"
+
+#: Packages on which the numbers of a run depend.
+_PACKAGES = (
+    "omnigen-pipe",
+    "torch",
+    "diffusers",
+    "lycoris-lora",
+    "numpy",
+    "schedulefree",
+    "prodigyopt",
+    "lion-pytorch",
+    "bitsandbytes",
+    "torchao",
+    "optimum-quanto",
+)
 
 #: A free map: its keys have no defaults of their own.
 _FREE_MAP = "lokr.apply_preset.module_algo_map."
@@ -122,8 +137,20 @@ def check_settings(name: str, frozen: Mapping[str, Any], now: Mapping[str, Any])
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers of a run depend on: losses are equal only where these are."""
-    packages = ("omnigen-pipe", "torch", "diffusers", "lycoris-lora", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # the quantisers are a choice
+            found[name] = version(name)
+    return found
+
+
+def processor() -> str:
+    """The name of this machine's processor, as the system has it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -226,6 +253,8 @@ class Run:
         if source.exists():
             with publishing(workspace.staging, self.folder / "config.toml") as copy:
                 shutil.copyfile(source, copy)
+        # Of an earlier start that came to no checkpoint, perhaps on other data.
+        (self.folder / VARIANCE_NAME).unlink(missing_ok=True)
         freeze()
         start = Start(
             frozen_settings(config, lokr),
@@ -260,20 +289,22 @@ class Run:
                 f"began with, though gradient_accumulation_steps and {processes} "
                 f"process{'es' if processes > 1 else ''} now come to {now}."
             )
-        start = replace(start, free=free)
-        self.write_start(workspace, start)
-        return start, notes
+        if processes > start.micro_batches:
+            idle = processes - start.micro_batches
+            notes.append(f"{idle} of the {processes} processes have nothing to compute.")
+        return replace(start, free=free), notes
 
-    def note_conditions(self, workspace: Workspace, conditions: Mapping[str, str]) -> list[str]:
-        """Write down on what the run computes now; a sentence where that was other before."""
-        start = self.start()
+    def note_conditions(
+        self, workspace: Workspace, start: Start, conditions: Mapping[str, str]
+    ) -> list[str]:
+        """Write down `start` and on what the run computes now, once it does; a sentence where
+        that was other before."""
         differing = [
             f"{name} {old} → {conditions.get(name, 'none')}"
             for name, old in start.conditions.items()
             if conditions.get(name) != old
         ]
-        if dict(conditions) != start.conditions:
-            self.write_start(workspace, replace(start, conditions=dict(conditions)))
+        self.write_start(workspace, replace(start, conditions=dict(conditions)))
         if not differing:
             return []
         return [f"Losses may differ in their last bits from here on: {', '.join(differing)}."]

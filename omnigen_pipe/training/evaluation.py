@@ -1,8 +1,8 @@
 """Stable evaluation: the same images, noise and times every time, so that numbers compare.
 
-Each image's loss is taken at eight fixed times inside (0, 1), with one noise per image. How its
-passes are cut depends on its bucket alone; so the result is the same, to the last bit on the
-CPU, whatever the batch size, the number of processes, and where a run was resumed.
+Each image's loss is taken at eight fixed times inside (0, 1), with one noise per image. No two
+images share a pass; so the result is the same, to the last bit on the CPU, whatever the batch
+size, the number of processes, and where a run was resumed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from omnigen_pipe.training.trainee import Trainee
 
 #: The times: sigmoid(Φ⁻¹((k + ½)/8)) for k = 0 … 7, the medians of the bins of training's t.
 TIMES = CENTRES
-#: Image tokens in one pass, without gradients: as many as two samples of 1024x1024 px.
-_TOKENS_PER_PASS = 8192
+#: So many of an image's times go through the model together. Two without gradients need less
+#: memory than one in training with checkpointing, whatever the bucket (traced at true widths).
+_ROWS_PER_PASS = 2
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def evaluate(
     for first in range(0, count, processes.size):
         index = first + processes.rank
         sample = read(index) if index < count else None
-        passes = _passes(model, sample) if sample is not None else []
+        passes = _passes() if sample is not None else []
         if model.sharded:
             _level(model, len(passes), processes)
         for part in passes:
@@ -165,17 +166,15 @@ def evaluate(
 
 def _level(model: Adapted, passes: int, processes: Processes) -> None:
     """Run idle as often as another process runs the sharded model more than this one."""
-    most = torch.tensor(passes, device=model.device)
+    most = torch.tensor(passes)
     processes.max_(most)
     run_idle(model, int(most) - passes)
 
 
-def _passes(model: Adapted, sample: EvalSample) -> list[slice]:
+def _passes() -> list[slice]:
     """Which of `TIMES` go through the model together."""
-    patch = model.transformer.config.patch_size
-    tokens = (sample.x1.shape[-2] // patch) * (sample.x1.shape[-1] // patch)
-    rows = max(1, _TOKENS_PER_PASS // tokens)
-    return [slice(start, start + rows) for start in range(0, len(TIMES), rows)]
+    starts = range(0, len(TIMES), _ROWS_PER_PASS)
+    return [slice(start, start + _ROWS_PER_PASS) for start in starts]
 
 
 def _losses(model: Adapted, sample: EvalSample, times: tuple[float, ...]) -> torch.Tensor:

@@ -94,13 +94,12 @@ class _Sums:
         default_factory=lambda: torch.zeros(3 * BINS, dtype=torch.float64)
     )
 
-    def exchange(self, processes: Processes, device: torch.device) -> None:
+    def exchange(self, processes: Processes) -> None:
         """Replace every number by its sum over the processes."""
         names = [name for name in vars(self) if name != "by_time"]
         numbers = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64)
-        together = torch.cat((numbers, self.by_time)).to(device)
-        processes.sum_(together)
-        values = together.cpu()
+        values = torch.cat((numbers, self.by_time))
+        processes.sum_(values)
         for name, value in zip(names, values.tolist(), strict=False):
             setattr(self, name, value)
         self.by_time = values[len(names) :]
@@ -168,6 +167,8 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
             interval = config.checkpoint_step_interval
             if last or stopping or (interval and position.step % interval == 0):
                 _check_weights(trainee, step, saved, processes)
+                if course.metrics is not None:
+                    course.metrics.flush()
                 course.save(position)
                 saved = position
             if stopping:
@@ -227,7 +228,7 @@ def _accumulate(
     sums.failed = float(failure is not None)
     sums.interrupted = float(stop == signal.SIGINT)
     sums.terminated = float(stop is not None and stop != signal.SIGINT)
-    sums.exchange(processes, trainee.device)
+    sums.exchange(processes)
     if failure is not None:
         raise failure
     if sums.failed:
@@ -251,7 +252,7 @@ def _forward_and_back(
     """
     if trainee.sharded:
         passes = passes_without_gradients(batch) if batch is not None else 0
-        most = torch.tensor(passes, device=trainee.device)
+        most = torch.tensor(passes)
         processes.max_(most)
         run_idle(trainee, int(most) - passes)
     if batch is None:

@@ -124,8 +124,12 @@ class Processes:
 @contextmanager
 def _broken_connections() -> Iterator[None]:
     """Turn what torch raises where another process is gone into a `PipeError`."""
+    import torch
+
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise OtherProcessError(error) from error
 
@@ -166,7 +170,7 @@ def device_name(processes: Processes, name: str | None) -> str | None:
 
 @contextmanager
 def connected(processes: Processes, device_name: str | None) -> Iterator[None]:
-    """Within it the processes can talk: by NCCL on CUDA, by gloo on the CPU."""
+    """Within it the processes can talk: of tensors on CUDA by NCCL, of others by gloo."""
     if processes.size == 1:
         yield
         return
@@ -177,9 +181,16 @@ def connected(processes: Processes, device_name: str | None) -> Iterator[None]:
     if device_name != "cpu":
         device = torch.device(device_name or "cuda")
         torch.cuda.set_device(device)
-    with _broken_connections():
-        backend = "nccl" if device is not None else "gloo"
+    # What is said is said through the CPU also where gradients go from GPU to GPU: there a process
+    # that is gone is noticed at once, and nothing waits for the GPU.
+    backend = "gloo" if device is None else "cpu:gloo,cuda:nccl"
+    try:
         distributed.init_process_group(backend, timeout=_PATIENCE, device_id=device)
+    except RuntimeError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise PipeError(
+            f"The {processes.size} processes of this training could not meet at {place}: {error}"
+        ) from error
     yield
     # Not after an error: where another process is gone this could wait for it.
     distributed.destroy_process_group()

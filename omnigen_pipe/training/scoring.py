@@ -14,10 +14,11 @@ from typing import Any
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig
-from omnigen_pipe.device import pick_device
+from omnigen_pipe.device import exact_float32, pick_device
 from omnigen_pipe.model.lokr import adapter_config
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import EMA_NAME, find_adapter
+from omnigen_pipe.runs.freezing import check_transformer
 from omnigen_pipe.runs.frozen import FrozenSamples, locate
 from omnigen_pipe.runs.run import Run
 from omnigen_pipe.training.adapted import Adapted, load_adapted
@@ -70,10 +71,11 @@ def score(
         return result
 
     scores = []
-    with progress.task(f"Evaluating on {count} images", len(files) + base) as advance:
+    label, total = f"Evaluating on {count} images", len(files) + base
+    with exact_float32(), progress.task(label, total) as advance:
         loaded: tuple[LokrConfig, Adapted] | None = None
         for file in [None, *files] if base else files:
-            lokr = adapter_config(file) if file else workspace.config.lokr
+            lokr = adapter_config(file) if file else workspace.lokr()
             if loaded is None or (file is not None and loaded[0] != lokr):
                 loaded = None  # two models at once may not fit
                 loaded = (lokr, load_adapted(workspace, lokr, device))
@@ -100,6 +102,7 @@ def _inputs(workspace: Workspace, run: Run) -> tuple[BatchReader, tuple[float, .
             f"The run `{run.name}` was started without evaluation samples. Give a dataset "
             'dataset_type = "eval" and start another run.'
         )
+    check_transformer(workspace, run, frozen)
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), workspace.config.train)
     return reader, variance
 

@@ -12,14 +12,14 @@ import torch
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import LokrConfig
-from omnigen_pipe.device import pick_device, release_memory
+from omnigen_pipe.device import exact_float32, pick_device, release_memory
 from omnigen_pipe.model.transformer import check_fits
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint, Position, find_adapter
 from omnigen_pipe.runs.frozen import FrozenSamples, locate
 from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
-from omnigen_pipe.runs.run import Run, Start, versions
+from omnigen_pipe.runs.run import Run, Start, processor, versions
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training import evaluation, optimizers, schedule
@@ -71,6 +71,7 @@ class Session:
         )
         saver = _Saver(self, trainee, checkpoint)
         with ExitStack() as stack:
+            stack.enter_context(exact_float32())
             stop = stack.enter_context(stop_on_signal())
             window = LossWindow()
             metrics = self._metrics(position, window, stack)
@@ -142,19 +143,20 @@ class Session:
             self.progress.note(f"Going on from {checkpoint.folder}")
         conditions = {
             **versions(),
+            "processor": processor(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": str(torch.get_num_threads()),
             "processes": str(self.processes.size),
         }
         summary.notes += self.processes.on_first(
-            lambda: self.this.note_conditions(self.workspace, conditions)
+            lambda: self.this.note_conditions(self.workspace, self.start, conditions)
         )
         return trainee
 
     def _compare_memory(self, device: torch.device, largest: Batch, summary: Summary) -> None:
         """Say what the largest batch took on the GPU, beside what was estimated."""
-        if not self.processes.is_first:
-            return
+        if not self.processes.is_first or self.workspace.config.train.fsdp_enable:
+            return  # the estimate knows whole base models only
         measured = torch.cuda.max_memory_allocated(device)
         estimated = self.estimate(largest)
         summary.details["memory"] = {"measured": measured, "estimated": estimated}
@@ -261,7 +263,7 @@ def _report(
         summary.notes.append(f"Of the last steps: {reached.text}")
     if adapter:
         summary.notes.append(f"Adapter: {adapter}")
-    if summary.signal is not None:
+    if summary.signal is not None and steps < summary.details["total_steps"]:
         summary.notes.append(
             f"Stopped by a signal at step {steps}, saved. Run the same command to go on."
         )

@@ -42,10 +42,14 @@ def load_trainee(
     if initial is not None:
         model.start_from(initial)
     named = dict(model.network.named_parameters())
+    scaler = torch.amp.GradScaler(device.type, enabled=model.dtype == torch.float16)
+    # It makes its scale when it first scales a loss, which a process may never do, and is lost
+    # without one.
+    scaler.scale(torch.zeros((), device=device))
     return Trainee(
         **vars(model),
         optimizer=build_optimizer(named.values(), config, device),
         gradients=AdapterGradients(list(named.values())),
         ema=Ema(named, config.ema_decay) if config.use_ema else None,
-        scaler=torch.amp.GradScaler(device.type, enabled=model.dtype == torch.float16),
+        scaler=scaler,
     )

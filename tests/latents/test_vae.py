@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import parse
+from omnigen_pipe.device import exact_float32
 from omnigen_pipe.latents import vae
-from omnigen_pipe.latents.vae import exact_float32, load_vae, scaling_factor, vae_key
+from omnigen_pipe.latents.vae import load_vae, scaling_factor, vae_key
 from omnigen_pipe.workspace import Workspace
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

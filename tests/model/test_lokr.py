@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,11 @@ def test_a_damaged_adapter_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00not json")
     with pytest.raises(PipeError, match=r"adapter\.safetensors"):
         lokr.read_adapter(path)
+
+
+def test_lycoris_computes_by_torch_unless_the_user_says_otherwise(small_omnigen: Path) -> None:
+    """Its own choice on CUDA compiles by shape, which many buckets exhaust."""
+    lokr.attach(
+        load_transformer(small_omnigen / "transformer", torch.float32, CPU), LokrConfig(), 0
+    )
+    assert os.environ["LYCORIS_KERNEL_BACKEND"] == "torch"

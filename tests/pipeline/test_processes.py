@@ -92,6 +92,20 @@ def test_processes_give_the_losses_of_one_at_the_same_global_batch(
     assert evaluations(here)[0] == evaluations(here, "several")[0]
 
 
+def test_float16_goes_on_in_a_process_that_has_nothing_to_scale(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """One micro-batch a step, begun by one process and gone on with by two."""
+    here = prepare(project, tmp_path, gradient_accumulation_steps=1, mixed_precision="fp16")
+    change(here, eval_steps_interval=0, checkpoint_step_interval=1)
+    here.run("train", "--device", "cpu")
+    change(here, tracker_run_name="several")
+    _begin(here, steps=2)
+    summary = _train(here, 2)
+    assert any("1 of the 2 processes" in note for note in summary["notes"])
+    assert losses(here) == losses(here, "several")
+
+
 def _begin(here: Project, steps: int) -> None:
     """Train a few steps of a run whose configuration says more, by deleting later checkpoints."""
     here.run("train", "--device", "cpu")

@@ -14,6 +14,8 @@ from pipeline_project import Project
 from safetensors.torch import load_file
 from training_project import change, evaluations, metrics, prepare
 
+from omnigen_pipe.demo.model import build_small_omnigen
+
 STEPS = 40
 
 
@@ -110,6 +112,12 @@ def test_eval_says_what_is_missing(project: Callable[..., Project], tmp_path: Pa
     here.run("train", "--device", "cpu")
     assert "There is no adapter" in here.run("eval", "nothing.safetensors", status=2).stderr
     assert "has not been started" in here.run("eval", "--run", "other", status=2).stderr
+    build_small_omnigen(tmp_path / "other", seed=1)
+    path = here.root / "omnigen-pipe.toml"
+    lines = path.read_text().splitlines()
+    lines[1] = f'pretrained_model_name_or_path = "{tmp_path / "other"}"'
+    path.write_text("\n".join(lines))
+    assert "another transformer" in here.run("eval", status=2).stderr
 
 
 def test_a_run_is_trained_by_one_command_at_a_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,34 @@ def test_when_no_checkpoint_is_whole_nothing_begins_again_unasked(tmp_path: Path
     _save(tmp_path, 4).adapter.write_bytes(b"")
     with pytest.raises(PipeError, match=r"No checkpoint of the run `r` is whole(.|\n)*step 0"):
         Run("r", tmp_path).resume_point("latest")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("step", 4), ("step", "5"), ("step", -5), ("epoch", 0), ("global_batch", 9), ("seal", "0")],
+)
+def test_an_index_that_was_changed_is_passed_over(
+    tmp_path: Path, entry: str, value: object
+) -> None:
+    """Going on from another position would repeat or leave out data without a word."""
+    good, bad = _save(tmp_path, 3), _save(tmp_path, 5)
+    path = bad.folder / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), entry: value}))
+    found, skipped = checkpoints.latest(tmp_path / "checkpoints")
+    assert found == good
+    assert "not what was written" in skipped[0]
+
+
+def test_a_renamed_checkpoint_is_not_of_another_step(tmp_path: Path) -> None:
+    good, other = _save(tmp_path, 3), _save(tmp_path, 5)
+    other.folder.rename(other.folder.with_name("step-00000007"))
+    assert checkpoints.latest(tmp_path / "checkpoints")[0] == good
+
+
+def test_no_adapter_is_taken_from_a_damaged_checkpoint(tmp_path: Path) -> None:
+    saved = _save(tmp_path, 3)
+    assert checkpoints.find_adapter(saved.folder) == saved.adapter
+    saved.adapter.write_bytes(b"another")
+    with pytest.raises(PipeError, match=r"cannot be used: adapter\.safetensors is damaged"):
+        checkpoints.find_adapter(saved.folder)
+    assert checkpoints.find_adapter(saved.adapter) == saved.adapter, "a file is taken as it is"

@@ -10,7 +10,7 @@ import pytest
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import Config, LokrConfig, TrainConfig
-from omnigen_pipe.runs.run import CHANGEABLE, Run, Start
+from omnigen_pipe.runs.run import CHANGEABLE, Run, Start, processor, versions
 from omnigen_pipe.workspace import Workspace
 
 #: A value other than `_START`'s for every setting that another value would make another run of.
@@ -118,6 +118,8 @@ def test_a_setting_that_may_change_is_taken_and_said_once(tmp_path: Path, name: 
     assert (f"{name} was {old!r} and is {value!r} from here on." in notes) == said
     assert now.micro_batches == start.micro_batches == 2
     assert now.settings == start.settings
+    assert run.go_on(changed, LokrConfig(), 2)[1] == notes, "not until it has gone on"
+    run.note_conditions(changed, now, {})
     assert run.go_on(changed, LokrConfig(), 2)[1] == [n for n in notes if "stays at" in n]
 
 
@@ -174,3 +176,33 @@ def test_what_a_run_was_started_with_is_kept_as_plain_json(tmp_path: Path) -> No
     assert entries["free"]["learning_rate"] == 1e-4
     assert entries["micro_batches"] == 2
     assert run.start() == start
+
+
+def test_processes_without_work_are_said(tmp_path: Path) -> None:
+    run, _ = _begin(tmp_path, LokrConfig())
+    _, notes = run.go_on(_workspace(tmp_path), LokrConfig(), 5)
+    assert "3 of the 5 processes have nothing to compute." in notes
+
+
+def test_a_new_beginning_measures_the_variance_anew(tmp_path: Path) -> None:
+    """It may be of other data: nothing came of the start before."""
+    run, _ = _begin(tmp_path, LokrConfig())
+    here = _workspace(tmp_path)
+    run.write_variance(here, (1.0, 2.0), 7)
+    assert run.variance() == (1.0, 2.0)
+    run.begin(here, LokrConfig(), 1, lambda: None)
+    assert run.variance() is None
+
+
+def test_what_bits_depend_on_is_recorded_and_its_change_is_said(tmp_path: Path) -> None:
+    run, start = _begin(tmp_path, LokrConfig())
+    here = _workspace(tmp_path)
+    now = {**versions(), "processor": processor(), "threads": "1"}
+    assert {"torch", "lycoris-lora", "schedulefree", "bitsandbytes", "python"} <= now.keys()
+    assert now["processor"]
+    assert run.note_conditions(here, start, now) == []
+    assert run.start().conditions == now
+    assert run.note_conditions(here, run.start(), now) == []
+    (said,) = run.note_conditions(here, run.start(), {**now, "threads": "2"})
+    assert "threads 1 → 2" in said
+    assert run.start().conditions["threads"] == "2"

@@ -125,7 +125,7 @@ def test_real_overflows_are_left_behind(
 
     def loading(*arguments: Any) -> Any:
         trainee = load(*arguments)
-        trainee.scaler._init_scale = 2.0**30
+        trainee.scaler.update(2.0**30)
         return trainee
 
     monkeypatch.setattr(test_loop, "_load", loading)
