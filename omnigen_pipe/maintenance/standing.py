@@ -33,7 +33,8 @@ from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.prompts.wanted import known_prompts, missing_prompts, wanted_prompts
 from omnigen_pipe.runs.frozen import TRAINED_SPLITS, FrozenSamples, total_steps
 from omnigen_pipe.runs.order import steps_per_epoch
-from omnigen_pipe.runs.run import Run, check_settings, frozen_settings
+from omnigen_pipe.runs.run import Run
+from omnigen_pipe.runs.terms import check_settings, frozen_settings
 from omnigen_pipe.workspace import Workspace
 
 #: Bytes that a latent takes in a shard beside its array: two headers, JSON, padding.

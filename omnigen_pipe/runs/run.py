@@ -18,12 +18,10 @@ means; what may change (learning rate, intervals, logging) is said and taken.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,125 +30,15 @@ from blake3 import blake3
 from manifests.errors import PipeError, UsageError
 from manifests.lock import locked
 from manifests.publish import publishing
-from omnigen_pipe.config import CONFIG_NAME, LokrConfig, TrainConfig
+from omnigen_pipe.config import CONFIG_NAME, LokrConfig
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint
+from omnigen_pipe.runs.terms import check_settings, free_settings, frozen_settings, taken_changes
 from omnigen_pipe.workspace import Workspace
 
 SETTINGS_NAME = "run.json"
 VARIANCE_NAME = "variance.json"
 LOCK_NAME = "training.lock"
-
-#: Packages on which the numbers of a run depend.
-_PACKAGES = (
-    "omnigen-pipe",
-    "torch",
-    "diffusers",
-    "lycoris-lora",
-    "numpy",
-    "schedulefree",
-    "prodigyopt",
-    "lion-pytorch",
-    "bitsandbytes",
-    "torchao",
-    "optimum-quanto",
-)
-
-#: A free map: its keys have no defaults of their own.
-_FREE_MAP = "lokr.apply_preset.module_algo_map."
-
-#: Settings of `[train]` that may differ when a run goes on.
-CHANGEABLE = frozenset(
-    {
-        "tracker_run_name",
-        "max_train_steps",
-        "num_train_epochs",
-        "learning_rate",
-        "lr_scheduler",
-        "lr_warmup_steps",
-        "lr_end",
-        "lr_power",
-        "lr_num_cycles",
-        "max_grad_norm",
-        "grad_clip_method",
-        "gradient_checkpointing",
-        "gradient_accumulation_steps",  # the number of micro-batches is frozen
-        "dynamo_backend",
-        "dynamo_mode",
-        "fsdp_enable",
-        "quantize_via",
-        "eval_steps_interval",
-        "num_eval_images",
-        "eval_seed",
-        "checkpoint_step_interval",
-        "checkpoints_total_limit",
-        "resume_from_checkpoint",
-        "report_to",
-        "lycoris_config",  # what it says is compared, not where it lies
-        "mixed_precision",  # what it comes to on the device is compared
-    }
-)
-
-#: Of those, the ones whose change is worth a word, because it changes how the run goes on.
-_SAID = CHANGEABLE - {"tracker_run_name", "resume_from_checkpoint", "report_to", "lycoris_config"}
-
-
-def frozen_settings(config: TrainConfig, lokr: LokrConfig) -> dict[str, Any]:
-    """The settings that must stay the same over a run's life, flat, by their names."""
-    train = config.model_dump(mode="json")
-    settings = {name: value for name, value in train.items() if name not in CHANGEABLE}
-    return settings | _flat("lokr", lokr.model_dump(mode="json"))
-
-
-def free_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that may change when a run goes on, by their names."""
-    train = config.model_dump(mode="json")
-    return {name: train[name] for name in sorted(CHANGEABLE & train.keys())}
-
-
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = [_flat(f"{name}.{key}", inner) for key, inner in value.items()]
-    return {key: inner for part in parts for key, inner in part.items()}
-
-
-def check_settings(name: str, frozen: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise `UsageError` listing every setting that differs from the run's own.
-
-    A setting that the run does not know came with a later version: it ran with the default.
-    """
-    defaults = frozen_settings(TrainConfig(), LokrConfig())
-    known = {k: v for k, v in defaults.items() if not k.startswith(_FREE_MAP)} | dict(frozen)
-    changed = [
-        f"{setting}: {known.get(setting)!r} → {now.get(setting)!r}"
-        for setting in sorted({*frozen, *now})
-        if known.get(setting) != now.get(setting)
-    ]
-    if changed:
-        raise UsageError(
-            f"The run `{name}` was started with other settings:\n  "
-            + "\n  ".join(changed)
-            + "\nPut them back, or set another tracker_run_name to start a new run."
-        )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers of a run depend on: losses are equal only where these are."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # the quantisers are a choice
-            found[name] = version(name)
-    return found
-
-
-def processor() -> str:
-    """The name of this machine's processor, as the system has it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -277,11 +165,7 @@ class Run:
         start = self.start()
         check_settings(self.name, start.settings, frozen_settings(config, lokr))
         free = free_settings(config)
-        notes = [
-            f"{name} was {start.free[name]!r} and is {free[name]!r} from here on."
-            for name in sorted(_SAID & free.keys() & start.free.keys())
-            if free[name] != start.free[name]
-        ]
+        notes = taken_changes(start.free, free)
         now = config.gradient_accumulation_steps * processes
         if now != start.micro_batches:
             notes.append(

@@ -27,9 +27,8 @@ from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.metrics import MetricsWriter
 from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.stop import StopRequest
-from omnigen_pipe.training.baseline import linear_error
 from omnigen_pipe.training.batches import Batch, read_ahead
-from omnigen_pipe.training.loss_window import BINS, LossWindow, step_metrics, step_sums
+from omnigen_pipe.training.loss_window import LossWindow
 from omnigen_pipe.training.objective import (
     long_table_rows,
     passes_without_gradients,
@@ -40,6 +39,7 @@ from omnigen_pipe.training.objective import (
 from omnigen_pipe.training.plan import Plan, Step, steps
 from omnigen_pipe.training.processes import Processes
 from omnigen_pipe.training.schedule import learning_rate
+from omnigen_pipe.training.sums import StepSums
 from omnigen_pipe.training.trainee import Trainee
 
 #: A gradient scaler below this has halved its scale so often that the gradient itself is at fault.
@@ -75,34 +75,6 @@ class Progressed:
     position: Position
     recent: dict[str, Any]
     text: str
-
-
-@dataclass
-class _Sums:
-    """What the micro-batches of a step add up to, in all processes together."""
-
-    loss: float = 0.0
-    long_rows: float = 0.0
-    regularised_loss: float = 0.0
-    regularised: float = 0.0
-    rolled_loss: float = 0.0
-    rolled: float = 0.0
-    failed: float = 0.0
-    interrupted: float = 0.0
-    terminated: float = 0.0
-    by_time: torch.Tensor = field(
-        default_factory=lambda: torch.zeros(3 * BINS, dtype=torch.float64)
-    )
-
-    def exchange(self, processes: Processes) -> None:
-        """Replace every number by its sum over the processes."""
-        names = [name for name in vars(self) if name != "by_time"]
-        numbers = torch.tensor([getattr(self, name) for name in names], dtype=torch.float64)
-        values = torch.cat((numbers, self.by_time))
-        processes.sum_(values)
-        for name, value in zip(names, values.tolist(), strict=False):
-            setattr(self, name, value)
-        self.by_time = values[len(names) :]
 
 
 def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> Progressed:
@@ -144,13 +116,9 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
             if course.metrics is not None:
                 values = {
                     "epoch": step.epoch,
-                    "loss": sums.loss / step.samples,
                     "learning_rate": rate,
                     "grad_norm": norm,
-                    "samples": step.samples,
-                    "long_rope_share": sums.long_rows / step.samples,
-                    **step_metrics(sums.by_time),
-                    **_other_targets(sums),
+                    **sums.metrics(step.samples),
                     **_own_rate(trainee.optimizer),
                     "samples_per_second": speed,
                     "memory_gib": memory,
@@ -179,22 +147,6 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
     return Progressed(position, recent, window.progress_text())
 
 
-def _other_targets(sums: _Sums) -> dict[str, float]:
-    """The losses of rows that have other targets, where there are any."""
-    found: dict[str, float] = {}
-    if sums.regularised:
-        found |= {
-            "regularisation_samples": sums.regularised,
-            "regularisation_loss": sums.regularised_loss / sums.regularised,
-        }
-    if sums.rolled:
-        found |= {
-            "rollout_samples": sums.rolled,
-            "rollout_loss": sums.rolled_loss / sums.rolled,
-        }
-    return found
-
-
 def _own_rate(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """What Prodigy has found, which multiplies the learning rate; nothing of other optimizers."""
     found = optimizer.param_groups[0].get("d")
@@ -203,11 +155,11 @@ def _own_rate(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def _accumulate(
     trainee: Trainee, step: Step, batches: Iterator[Batch], course: Course, saved: Position
-) -> _Sums:
+) -> StepSums:
     """Add up the gradients and losses of a global batch, over all processes."""
     processes = course.processes
     trainee.gradients.zero()
-    sums, losses, samples = _Sums(), [], []
+    sums, losses, samples = StepSums(), [], []
     failure: PipeError | None = None
     mine = len(step.share(processes.rank, processes.size))
     for turn in range(step.rounds(processes.size) if trainee.sharded else mine):
@@ -223,7 +175,7 @@ def _accumulate(
             losses.append((batch, of_batch))
             samples += batch.sample_ids
             sums.long_rows += long_table_rows(trainee, batch)
-    found = _collect(sums, losses, course.variance)
+    found = sums.collect(losses, course.variance)
     stop = course.stop.signal
     sums.failed = float(failure is not None)
     sums.interrupted = float(stop == signal.SIGINT)
@@ -274,32 +226,6 @@ LESS_MEMORY = (
     "FeedForward out of target_module, or lower the resolution. `omnigen-pipe estimate` says what "
     "fits."
 )
-
-
-def _collect(
-    sums: _Sums, losses: list[tuple[Batch, torch.Tensor]], variance: tuple[float, ...]
-) -> list[float]:
-    """Add the losses of all micro-batches to `sums`, by kind; returns them sample by sample."""
-    if not losses:
-        return []
-    found = torch.cat([of_batch for _, of_batch in losses]).cpu().double()
-    t = torch.cat([batch.t for batch, _ in losses])
-    regularised = torch.cat([batch.regularisation for batch, _ in losses])
-    rolled = torch.cat([_rolled(batch) for batch, _ in losses])
-    plain = ~(regularised | rolled)
-    sums.loss = float(found.sum())
-    sums.regularised, sums.rolled = float(regularised.sum()), float(rolled.sum())
-    sums.regularised_loss = float(found[regularised].sum())
-    sums.rolled_loss = float(found[rolled].sum())
-    sums.by_time = step_sums(t[plain], found[plain], linear_error(t[plain], variance))
-    return list(found.tolist())
-
-
-def _rolled(batch: Batch) -> torch.Tensor:
-    """Which rows are rolled out, `[B]`."""
-    if batch.rollout is None:
-        return torch.zeros(len(batch.sample_ids), dtype=torch.bool)
-    return batch.rollout.steps > 0
 
 
 def _take(

@@ -17,9 +17,10 @@ from omnigen_pipe.model.transformer import check_fits
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint, Position, find_adapter
+from omnigen_pipe.runs.conditions import processor, versions
 from omnigen_pipe.runs.frozen import FrozenSamples, locate
 from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
-from omnigen_pipe.runs.run import Run, Start, processor, versions
+from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training import evaluation, optimizers, schedule

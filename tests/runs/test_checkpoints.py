@@ -12,7 +12,8 @@ from manifests.errors import PipeError, UsageError, WriteError
 from omnigen_pipe.config import LokrConfig, TrainConfig
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Position
-from omnigen_pipe.runs.run import Run, check_settings, frozen_settings
+from omnigen_pipe.runs.run import Run
+from omnigen_pipe.runs.terms import check_settings, frozen_settings
 
 
 def _save(folder: Path, step: int) -> checkpoints.Checkpoint:

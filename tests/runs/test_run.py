@@ -10,7 +10,9 @@ import pytest
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import Config, LokrConfig, TrainConfig
-from omnigen_pipe.runs.run import CHANGEABLE, Run, Start, processor, versions
+from omnigen_pipe.runs.conditions import processor, versions
+from omnigen_pipe.runs.run import Run, Start
+from omnigen_pipe.runs.terms import CHANGEABLE
 from omnigen_pipe.workspace import Workspace
 
 #: A value other than `_START`'s for every setting that another value would make another run of.
