@@ -48,9 +48,15 @@ def one(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> Writer
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> Writers:
-    """Pictures enough for many shards, of one latent each, however fast the machine is."""
-    options = {"vae_batch_size": 2, "shard_seconds": 1e-6}
+    """Pictures enough for several shards, of a batch or two each."""
+    options = {"vae_batch_size": 2, "shard_seconds": 0.02}
     return prepare(tmp_path_factory.mktemp("many"), small_omnigen, 16, **options)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> Writers:
+    """Four pictures in two buckets, in shards of one latent each, however fast the machine is."""
+    return prepare(tmp_path_factory.mktemp("small"), small_omnigen, 4, shard_seconds=1e-6)
 
 
 def _notes(path: Path) -> list[tuple[str, list[str]]]:
@@ -203,9 +209,9 @@ def test_merging_killed_whenever_files_appear_or_move(four: Writers, tmp_path: P
 @pytest.mark.parametrize(
     "flushes", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["files", "every step"]
 )
-def test_gc_killed_at_each_step(many: Writers, tmp_path: Path, flushes: bool) -> None:
+def test_gc_killed_at_each_step(small: Writers, tmp_path: Path, flushes: bool) -> None:
     """It packs the small shards of a finished workspace, and deletes an orphan and leftovers."""
-    ready = many.workspace("tokenize", tmp_path / "ready")
+    ready = small.workspace("tokenize", tmp_path / "ready")
     shard = next(ready.root.glob("latents/*/*.tar"))
     shutil.copy(shard, shard.with_name("0" * 32 + ".tar"))
     (ready.root / "staging" / "left").mkdir(parents=True)
