@@ -356,8 +356,8 @@ AllowMissingOption = Annotated[
     "`omnigen-pipe train`  \n"
     "`omnigen-pipe train --allow-missing --device cpu`  \n"
     "`omnigen-pipe train --processes 4`  \n"
-    "`torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST "
-    "-m omnigen_pipe.cli train`"
+    "`torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-id 1 "
+    "--rdzv-endpoint HOST:29500 -m omnigen_pipe.cli train`"
 )
 def train(
     workspace: WorkspaceOption = HERE,

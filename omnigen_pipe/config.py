@@ -430,13 +430,38 @@ class LokrConfig(_Table):
     )
     linear_alpha: float = Field(1, gt=0, description="Scale of a low-rank factor: alpha / rank.")
     factor: _Factor = Field(
-        16, description="Size of the smaller Kronecker factor; -1: near square."
+        16,
+        description="Size of the smaller Kronecker factor; -1: near square. Where it is given "
+        "without `module_algo_map`, it is every target's.",
     )
     decompose_both: bool = Field(False, description="Make the smaller factor low-rank too.")
     full_matrix: bool = Field(False, description="Full matrices whatever `linear_dim` says.")
     apply_preset: LokrPresetConfig = Field(
         default_factory=LokrPresetConfig, description="Which modules are adapted."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_factor(cls, raw: Any) -> Any:
+        """A factor that is given without a map is meant for every target, not for none."""
+        if not isinstance(raw, dict) or "factor" not in raw:
+            return raw
+        preset = raw.get("apply_preset", {})
+        if not isinstance(preset, dict) or "module_algo_map" in preset:
+            return raw
+        return {**raw, "apply_preset": {**preset, "module_algo_map": {}}}
+
+    def unused_factor(self) -> str | None:
+        """A sentence where `factor` is given and every target has another one of its own."""
+        preset = self.apply_preset
+        own = [preset.module_algo_map.get(target) for target in preset.target_module]
+        factors = {options.factor if options is not None else None for options in own}
+        if "factor" not in self.model_fields_set or factors & {None, self.factor}:
+            return None
+        return (
+            f"[lokr] factor = {self.factor} has no effect: module_algo_map gives every target one "
+            "of its own."
+        )
 
 
 class TrainConfig(_Table):

@@ -35,12 +35,15 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
+        #: Says nothing at all: another process does.
+        self.silent = False
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def note(self, message: str) -> None:
-        """A sentence for the person who waits."""
-        if not self.quiet:
-            self.console.print(message, markup=False)
+    def note(self, message: str, always: bool = False) -> None:
+        """A sentence for the person who waits; `always` also for one who wants quiet."""
+        if self.silent or (self.quiet and not always):
+            return
+        self.console.print(message, markup=False)
 
     @contextmanager
     def task(self, label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
@@ -48,7 +51,7 @@ class Progress:
 
         The value is called with each amount done and, if wanted, a few words on how it goes.
         """
-        if self.quiet:
+        if self.quiet or self.silent:
             yield lambda amount, detail="": None
         elif self.console.is_terminal:
             # The numbers must be seen on 80 columns too: there is a bar only where there is room.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omnigen_pipe.progress import Progress
 
 
 @dataclass
@@ -11,7 +14,8 @@ class Summary:
     """The outcome of one stage.
 
     `counts` are numbers a person reads in one line; `left_out` counts items per reason;
-    `notes` are whole sentences that must not be missed; `tables` are printed as they are;
+    `notes` are whole sentences that must not be missed, and `said` those that were said while the
+    work was going on, which only the JSON repeats; `tables` are printed as they are;
     `details` appear in the JSON only; `unchanged` is said where nothing changed. `failed` makes
     the exit status 1, a `signal` that ended the work early makes it 128 + its number, and anything
     left out makes it 3 under `--strict`.
@@ -22,11 +26,17 @@ class Summary:
     counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     tables: list[Any] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     failed: bool = False
     signal: int | None = None
     unchanged: str = "up to date"
+
+    def say(self, progress: Progress, sentence: str) -> None:
+        """Say `sentence` now: it is about work that may take long, or never come to its end."""
+        progress.note(sentence, always=True)
+        self.said.append(sentence)
 
     def as_json(self) -> dict[str, Any]:
         """A machine-readable form: everything but the tables."""
@@ -35,7 +45,7 @@ class Summary:
             "changed": self.changed,
             "counts": self.counts,
             "left_out": self.left_out,
-            "notes": self.notes,
+            "notes": self.said + self.notes,
             **self.details,
             "failed": self.failed,
             "signal": self.signal,

@@ -10,10 +10,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from manifests.errors import UsageError
-from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.config import CONFIG_NAME, LokrConfig
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import Checkpoint, names
-from omnigen_pipe.runs.freezing import changes_since, check_evaluation, freeze_today
+from omnigen_pipe.runs.freezing import (
+    NOTHING_TO_EVALUATE,
+    changes_since,
+    check_evaluation,
+    freeze_today,
+)
 from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.summary import Summary
@@ -36,14 +41,16 @@ def run(
     this = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
     processes = from_environment()
     device = device_name(processes, device)
-    progress.quiet = progress.quiet or not processes.is_first
+    progress.silent = not processes.is_first
     summary = Summary("train", changed=False)
 
     with connected(processes, device), ExitStack() as stack:
         processes.on_first(lambda: stack.enter_context(this.alone()))
-        start, checkpoint, summary.notes = processes.on_first(
+        start, checkpoint, notes = processes.on_first(
             lambda: _prepare(workspace, this, lokr, processes, allow_missing)
         )
+        for note in notes:
+            summary.say(progress, note)
         frozen = FrozenSamples.open(this.samples)
         summary.left_out = frozen.left_out()
         total = frozen.total_steps(config, start.micro_batches)
@@ -63,7 +70,7 @@ def run(
             )
             session.train(device, checkpoint, summary)
             return summary
-    summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step}
+    summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step, "steps now": 0}
     summary.details["adapter"] = str(checkpoint.adapter)
     summary.notes.append(f"The run `{this.name}` is complete. Adapter: {checkpoint.adapter}")
     return summary
@@ -84,7 +91,10 @@ def check(workspace: Workspace) -> LokrConfig:
     """The adapter to train; raises `UsageError` for what is wrong without looking at any data."""
     config = workspace.config.train
     if config.max_train_steps == 0 and config.num_train_epochs == 0:
-        raise UsageError("[train] says no end: set max_train_steps or num_train_epochs.")
+        raise UsageError(
+            f"{workspace.root / CONFIG_NAME}: [train] says no end: set max_train_steps or "
+            "num_train_epochs."
+        )
     folder = workspace.run_folder(config.tracker_run_name) / "checkpoints"
     if (
         config.init_lora is not None
@@ -92,6 +102,10 @@ def check(workspace: Workspace) -> LokrConfig:
         and not names(folder)  # a run that goes on reads it no more
     ):
         raise UsageError(f"init_lora names {workspace.path(config.init_lora)}, which is not there.")
+    if config.eval_steps_interval and not names(folder):
+        splits = {dataset.split for dataset in workspace.config.datasets}
+        if "eval" not in splits:
+            raise UsageError(NOTHING_TO_EVALUATE)
     return workspace.lokr()
 
 

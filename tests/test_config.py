@@ -246,3 +246,28 @@ def test_the_guides_file_is_read_and_faults_are_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UsageError, match="not valid JSON"):
         read_lycoris_config(path)
+
+
+def test_a_factor_without_a_map_is_every_targets() -> None:
+    """The default map would leave it without any effect."""
+    assert LokrConfig().apply_preset.module_algo_map.keys() == {"Attention", "FeedForward"}
+    alone = LokrConfig.model_validate({"factor": 4})
+    assert alone.apply_preset.module_algo_map == {}
+    assert alone.unused_factor() is None
+    targets = {"factor": 4, "apply_preset": {"target_module": ["Attention"]}}
+    assert LokrConfig.model_validate(targets).apply_preset.module_algo_map == {}
+
+
+def test_a_factor_that_no_target_takes_is_said() -> None:
+    maps = {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}}
+
+    def said(factor: int, **classes: dict[str, int]) -> str | None:
+        preset = {"module_algo_map": classes}
+        config = LokrConfig.model_validate({"factor": factor, "apply_preset": preset})
+        return config.unused_factor()
+
+    assert "factor = 4 has no effect" in (said(4, **maps) or "")
+    assert said(16, **maps) is None, "the guide's own file"
+    assert said(4, Attention={"factor": 16}) is None, "FeedForward takes it"
+    assert said(4, Attention={"factor": 16}, FeedForward={"linear_dim": 3}) is None
+    assert LokrConfig().unused_factor() is None

@@ -220,7 +220,9 @@ def show(report: Report) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     peak = report.configured
-    settings = ", ".join(f"{name} {value}" for name, value in _settings(report.train).items())
+    settings = ", ".join(
+        f"{name} {str(value).lower()}" for name, value in _settings(report.train).items()
+    )
     console.print(f"estimate: {_gib(peak.total)} GiB at {peak.batch} x {peak.bucket}", markup=False)
     console.print(f"  {settings}", markup=False)
 
@@ -242,7 +244,11 @@ def show(report: Report) -> None:
             count = f"{number:,}" if number else "?"
             numbers = (_gib(estimate.activations), _gib(estimate.total))
             buckets.add_row(estimate.bucket, count, *numbers)
+        console.print(f"  A batch of {peak.batch} in each bucket, GiB:", markup=False)
         console.print(buckets)
+        more = len(report.buckets) - _SHOWN_BUCKETS
+        if more > 0:
+            console.print(f"  and {more} smaller ones; --json has all.", markup=False)
 
     batches = Table(box=None)
     for heading in ("batch", "activations", "total", f"fits {report.vram:g} GB"):
@@ -251,6 +257,7 @@ def show(report: Report) -> None:
         fits = "yes" if estimate.total <= report.offered else "no"
         numbers = (_gib(estimate.activations), _gib(estimate.total))
         batches.add_row(str(estimate.batch), *numbers, fits)
+    console.print(f"  Other batches of {peak.bucket}, GiB:", markup=False)
     console.print(batches)
     console.print(
         f"  Largest batch of {peak.bucket} on a card of {report.vram:g} GB, which offers about "

@@ -17,6 +17,7 @@ from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.model.lokr import attach
 from omnigen_pipe.model.transformer import rowwise
 from omnigen_pipe.model_files import local_model_part
+from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.workspace import Workspace
 
 Architecture = Mapping[str, Any]
@@ -65,7 +66,8 @@ def blocks(shapes: Architecture) -> int:
 
 def transformer_of(shapes: Architecture, depth: int, dtype: torch.dtype) -> Any:
     """The frozen transformer with `depth` blocks, as `load_transformer` would give it, on meta."""
-    from diffusers import OmniGenTransformer2DModel
+    with quiet_imports():
+        from diffusers import OmniGenTransformer2DModel
 
     width = shapes.get("hidden_size", OMNIGEN_V1["hidden_size"])
     heads = shapes.get("num_attention_heads", OMNIGEN_V1["num_attention_heads"])

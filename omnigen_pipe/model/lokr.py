@@ -7,6 +7,7 @@ bfloat16. Target classes that match nothing are errors here; LyCORIS would only 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -194,7 +195,21 @@ def save_adapter(
         "omnigen_pipe_version": tool_version(),
         **metadata,
     }
-    path.write_bytes(save(dict(tensors), metadata=entries))
+    path.write_bytes(_sorted(save(dict(tensors), metadata=entries)))
+
+
+def _sorted(file: bytes) -> bytes:
+    """The same safetensors file with its header in the order of the alphabet, which the library
+    leaves to chance: equal adapters are equal files.
+
+    The format is 8 bytes of the header's length, little-endian, the header as JSON, filled up with
+    spaces, and the tensors.
+    """
+    length = int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8 : 8 + length]), sort_keys=True, separators=(",", ":"))
+    text = header.encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

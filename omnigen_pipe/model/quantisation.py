@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from manifests.errors import UsageError
+from omnigen_pipe.quiet import quiet_imports
 
 _INSTALL = "Install it with: pip install 'omnigen-pipe[quantised]'"
 _PACKAGES = {"quanto": "optimum-quanto", "torchao": "torchao", "bnb": "bitsandbytes"}
@@ -111,7 +112,8 @@ def _quanto_group(columns: int) -> int:
 
 def _quantise_module(module: nn.Module, precision: str, device: torch.device, via: str) -> None:
     """Quantise every linear layer inside `module`, and move it to `device`, frozen."""
-    _QUANTISERS[precision](module, device, via == "cpu")
+    with quiet_imports():
+        _QUANTISERS[precision](module, device, via == "cpu")
     # quanto's frozen weights ask for gradients, and would get them.
     module.requires_grad_(False)
 

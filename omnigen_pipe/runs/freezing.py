@@ -24,6 +24,11 @@ from omnigen_pipe.runs.run import Run
 from omnigen_pipe.weights import weights_files, weights_hashes
 from omnigen_pipe.workspace import Workspace
 
+NOTHING_TO_EVALUATE = (
+    "eval_steps_interval is set, and there is nothing to evaluate on: give a dataset "
+    'dataset_type = "eval", or set eval_steps_interval = 0.'
+)
+
 
 def _join(workspace: Workspace) -> tuple[Join, dict[str, str]]:
     """Today's samples with their latents and prompts, and what else a run freezes of them."""
@@ -69,10 +74,7 @@ def freeze_today(workspace: Workspace, path: Path, allow_missing: bool) -> None:
             "says why."
         )
     if workspace.config.train.eval_steps_interval and "eval" not in splits:
-        raise UsageError(
-            "eval_steps_interval is set, and there is nothing to evaluate on: give a dataset "
-            'dataset_type = "eval", or set eval_steps_interval = 0.'
-        )
+        raise UsageError(NOTHING_TO_EVALUATE)
     reasons = {
         "the image could not be decoded (see encode-vae)": found.failed,
         "no latent or prompt yet": found.incomplete,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +22,7 @@ from schedulefree import AdamWScheduleFree
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import TrainConfig
+from omnigen_pipe.quiet import quiet_imports
 
 #: Classes of bitsandbytes.optim.
 _BITSANDBYTES = {
@@ -67,7 +68,10 @@ def build_optimizer(
     if name in _BITSANDBYTES:
         kind = _bitsandbytes_class(name, device)
         options = lion if "lion" in name else adam
-        built = kind(parameters, lr=config.learning_rate, weight_decay=decay, **options)
+        # Where it does not page, `note` says so; the library would at the first step.
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported")
+        with quiet_imports():
+            built = kind(parameters, lr=config.learning_rate, weight_decay=decay, **options)
     elif name == "lion":
         built = Lion(parameters, lr=config.learning_rate, weight_decay=decay, **lion)
     elif name == "prodigy":
@@ -97,27 +101,24 @@ def build_optimizer(
 
 def _bitsandbytes_class(name: str, device: torch.device) -> Any:
     """The class called `name`, tried out on `device`."""
-    # On import it warns on the CPU of a kernel that is for 4-bit inference only.
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        import bitsandbytes
+        # It warns on the CPU of a kernel that is for 4-bit inference only.
+        with quiet_imports():
+            import bitsandbytes
     except ImportError as error:
         raise UsageError(
             f'optimizer = "{name}" needs bitsandbytes, which cannot be imported here ({error}). '
             "Install it with `pip install 'omnigen-pipe[quantised]'`, or set optimizer to "
             f"`{_alternative(name)}`."
         ) from error
-    finally:
-        logger.setLevel(level)
     kind = getattr(bitsandbytes.optim, _BITSANDBYTES[name])
     # What has a kernel where differs by version, and shows only at the first step.
     numbers = _MIN_PAGED_NUMBERS if _pages(name, device) else _MIN_8BIT_NUMBERS
     weights = torch.nn.Parameter(torch.zeros(numbers, device=device))
     weights.grad = torch.zeros_like(weights)
     try:
-        kind([weights], lr=1e-4).step()
+        with quiet_imports():
+            kind([weights], lr=1e-4).step()
     except RuntimeError as error:
         raise UsageError(
             f'optimizer = "{name}" does not run on {device} with bitsandbytes '

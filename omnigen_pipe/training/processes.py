@@ -38,11 +38,11 @@ class OtherProcessError(PipeError):
     """Another process is gone: its connection broke."""
 
     def __init__(self, error: Exception) -> None:
-        first = (str(error).splitlines() or [""])[0]
         super().__init__(
             "Another process of this training ended, so this one does too; checkpoints are whole. "
-            f"Its own message says why. ({first})"
+            "Its own message says why."
         )
+        self.__cause__ = error
 
 
 @dataclass(frozen=True)

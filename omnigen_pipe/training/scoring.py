@@ -61,6 +61,13 @@ def score(
     name = run_name or config.tracker_run_name
     run = Run(name, workspace.run_folder(name))
     reader, variance = _inputs(workspace, run)
+    began = run.start().settings.get("base_model_precision", "no_change")
+    if began != config.base_model_precision:
+        progress.note(
+            f"The run `{name}` has base_model_precision {began}, and this is evaluated in "
+            f"{config.base_model_precision}: the numbers do not compare with those it wrote.",
+            always=True,
+        )
     files = [file for place in places or [run.folder] for file in _adapters(place)]
     count = images(len(reader.frozen), config)
     device = pick_device(device_name)

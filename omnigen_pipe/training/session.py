@@ -98,9 +98,10 @@ class Session:
             self.workspace, frozen, locate(self.workspace, frozen), self.workspace.config.train
         )
         if reader.locations.reencoded:
-            summary.notes.append(
+            summary.say(
+                self.progress,
                 f"{reader.locations.reencoded} latents were encoded again since the run began, "
-                "and may differ in their last bits."
+                "and may differ in their last bits.",
             )
         return reader
 
@@ -136,9 +137,20 @@ class Session:
         for target in trainee.targets:
             self.progress.note(target.describe())
         total = summary.details["total_steps"]
-        for remark in (optimizers.note(config, device), schedule.note(total, config)):
+        remarks = (
+            self.lokr.unused_factor(),
+            optimizers.note(config, device),
+            schedule.note(total, config),
+        )
+        for remark in remarks:
             if remark is not None:
-                summary.notes.append(remark)
+                summary.say(self.progress, remark)
+        if "train" not in self.frozen.table["split"].to_pylist():
+            summary.say(
+                self.progress,
+                "There are regularisation data only: they hold the adapter where the base model "
+                "is, so a fresh one learns nothing.",
+            )
         if checkpoint is not None:
             read_state(trainee, checkpoint)
             self.progress.note(f"Going on from {checkpoint.folder}")
@@ -149,9 +161,10 @@ class Session:
             "threads": str(torch.get_num_threads()),
             "processes": str(self.processes.size),
         }
-        summary.notes += self.processes.on_first(
+        for note in self.processes.on_first(
             lambda: self.this.note_conditions(self.workspace, self.start, conditions)
-        )
+        ):
+            summary.say(self.progress, note)
         return trainee
 
     def _compare_memory(self, device: torch.device, largest: Batch, summary: Summary) -> None:

@@ -70,10 +70,10 @@ class StepSums:
             **step_metrics(self.by_time),
         }
         if self.regularised:
-            found["regularisation_samples"] = self.regularised
+            found["regularisation_samples"] = round(self.regularised)
             found["regularisation_loss"] = self.regularised_loss / self.regularised
         if self.rolled:
-            found["rollout_samples"] = self.rolled
+            found["rollout_samples"] = round(self.rolled)
             found["rollout_loss"] = self.rolled_loss / self.rolled
         return found
 

@@ -212,3 +212,18 @@ def test_lycoris_computes_by_torch_unless_the_user_says_otherwise(small_omnigen:
         load_transformer(small_omnigen / "transformer", torch.float32, CPU), LokrConfig(), 0
     )
     assert os.environ["LYCORIS_KERNEL_BACKEND"] == "torch"
+
+
+def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
+    """safetensors itself leaves the order of the metadata to chance."""
+    tensors = {name: torch.full((3, 2), 0.5) for name in ("b", "a", "c")}
+    metadata = {f"key{number}": str(number) for number in range(20)}
+    files = set()
+    for number in range(5):
+        path = tmp_path / f"{number}.safetensors"
+        lokr.save_adapter(tensors, path, LokrConfig(), **metadata)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+    read, found = lokr.read_adapter(path)
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    assert metadata.items() <= found.items()

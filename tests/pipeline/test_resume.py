@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from forked import start
 from pipeline_project import Project
-from safetensors.torch import load_file
 from training_project import change, evaluations, metrics, prepare
 
 from omnigen_pipe.demo.model import build_small_omnigen
@@ -75,10 +73,53 @@ def test_a_run_killed_anywhere_ends_as_one_that_never_was(
     assert metrics(here)[-1]["epoch"] > 5
     assert evaluations(here) == evaluations(here, "whole")
     folders = [here.root / "runs" / run / "checkpoints" for run in ("default", "whole")]
-    for file in (folders[0] / f"step-{STEPS:08d}").glob("*.safetensors"):
-        one, other = load_file(file), load_file(folders[1] / file.parent.name / file.name)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items()), file.name
+    files = sorted((folders[0] / f"step-{STEPS:08d}").glob("*.safetensors"))
+    assert [file.name for file in files] == ["adapter.safetensors", "ema.safetensors"][
+        : 2 if options.get("use_ema", True) else 1
+    ]
+    for file in files:
+        other = folders[1] / file.parent.name / file.name
+        assert file.read_bytes() == other.read_bytes(), file.name
+
+
+def test_what_there_is_to_say_of_a_start_is_said_before_its_first_step(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """Also to one who asked for quiet: the run may take days, or be killed."""
+    here = prepare(project, tmp_path, max_train_steps=6, checkpoint_step_interval=3)
+    change(here, eval_steps_interval=0, lr_scheduler="constant")
+    here.run("train", "--device", "cpu")
+    newest = here.root / "runs" / "default" / "checkpoints" / "step-00000006" / "training.pt"
+    newest.write_bytes(newest.read_bytes() + b"x")
+    change(here, max_train_steps=100_000, learning_rate=5e-4, optimizer="adamw")
+    child = start(here.root, "train", "--device", "cpu", "--quiet")
+    path = here.root / "runs" / "default" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(path.read_bytes().splitlines()) < 8:
+        assert time.monotonic() < deadline
+    child.kill()
+    said = child.ended(-9).stderr
+    assert "Passed over the checkpoint" in said
+    assert "learning_rate was 0.001 and is 0.0005 from here on" in said
+
+
+def test_run_refuses_an_impossible_evaluation_before_it_does_anything(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    here = project(tmp_path, train={"eval_steps_interval": 5})
+    assert "nothing to evaluate on" in here.run("run", status=2).stderr
+    assert not (here.root / "manifests").exists()
+
+
+def test_libraries_stay_quiet(project: Callable[..., Project], tmp_path: Path) -> None:
+    """Every line on stderr is ours, though quantisers and paged optimizers like to talk."""
+    here = prepare(project, tmp_path, max_train_steps=1, base_model_precision="int8-quanto")
+    change(here, optimizer="bnb-lion8bit-paged", eval_steps_interval=0, use_ema=False)
+    change(here, lr_warmup_steps=0, lr_scheduler="constant")
+    said = here.run("train", "--device", "cpu", process=True).stderr.splitlines()
+    begins = ("Measuring the variance", "LoKr on ", "bnb-lion8bit-paged pages")
+    assert all(line.startswith(begins) for line in said), said
+    assert here.run("estimate", "--quiet", process=True).stderr == ""
 
 
 def test_eval_gives_what_training_wrote_for_any_checkpoint(
@@ -148,7 +189,7 @@ def test_evaluation_cannot_be_asked_of_a_run_without_samples_for_it(
     )
     assert "nothing to evaluate on" in here.run("run", "--device", "cpu", status=2).stderr
     change(here, eval_steps_interval=0)
-    here.run("train", "--device", "cpu")
+    here.run("run", "--device", "cpu")
     change(here, eval_steps_interval=1, max_train_steps=4)
     said = here.run("train", "--device", "cpu", status=2).stderr
     assert "was started without evaluation samples" in said

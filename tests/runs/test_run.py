@@ -165,9 +165,9 @@ def test_another_adapter_is_another_run(tmp_path: Path, name: str) -> None:
 def test_all_differences_are_listed_at_once(tmp_path: Path) -> None:
     run, _ = _begin(tmp_path, LokrConfig())
     with pytest.raises(UsageError) as caught:
-        run.go_on(_workspace(tmp_path, **HELD), LokrConfig(factor=4), 2)
+        run.go_on(_workspace(tmp_path, **HELD), LokrConfig(multiplier=0.5), 2)
     listed = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:-1]]
-    assert listed == sorted([*HELD, "lokr.factor"])
+    assert listed == sorted([*HELD, "lokr.multiplier"])
 
 
 def test_what_a_run_was_started_with_is_kept_as_plain_json(tmp_path: Path) -> None:
