@@ -26,7 +26,7 @@ FLOORS = [
     {"omnigen_pipe.prompts"},
     {"omnigen_pipe.device", "omnigen_pipe.model_files"},
     {"omnigen_pipe.weights"},
-    {"omnigen_pipe.workspace"},
+    {"omnigen_pipe.summary", "omnigen_pipe.workspace"},
     {
         "omnigen_pipe.config",
         "omnigen_pipe.hub",
@@ -35,7 +35,6 @@ FLOORS = [
         "omnigen_pipe.quiet",
         "omnigen_pipe.settings",
         "omnigen_pipe.stop",
-        "omnigen_pipe.summary",
     },
     {"omnigen_pipe.precisions"},
     {"manifests"},
