@@ -21,11 +21,14 @@ from rich.table import Column
 
 
 class Advance(Protocol):
-    """Called with an amount done and, optionally, a few words on how it goes."""
+    """Called with an amount done and, optionally, a few words on how it goes, and `more` of them,
+    which are shown where there is room."""
 
-    def __call__(self, amount: int, detail: str = "") -> None: ...
+    def __call__(self, amount: int, detail: str = "", more: str = "") -> None: ...
 
 
+#: Columns of a terminal that has room for more.
+_WIDE = 170
 #: Seconds between two lines where there is no terminal.
 LINE_INTERVAL = 30.0
 
@@ -52,7 +55,7 @@ class Progress:
         The value is called with each amount done and, if wanted, a few words on how it goes.
         """
         if self.quiet or self.silent:
-            yield lambda amount, detail="": None
+            yield lambda amount, detail="", more="": None
         elif self.console.is_terminal:
             # The numbers must be seen on 80 columns too: there is a bar only where there is room.
             bar_width = 20 if self.console.width >= 120 else 4
@@ -65,15 +68,22 @@ class Progress:
             )
             with Bar(*columns, console=self.console, transient=True) as bar:
                 task = bar.add_task(label, total=total, completed=done, detail="")
-                yield lambda amount, detail="": bar.update(task, advance=amount, detail=detail)
+                room = self.console.width >= _WIDE
+
+                def update(amount: int, detail: str = "", more: str = "") -> None:
+                    shown = f"{detail} {more}" if room and more else detail
+                    bar.update(task, advance=amount, detail=shown)
+
+                yield update
         else:
             last = time.monotonic()
 
-            def advance(amount: int, detail: str = "") -> None:
+            def advance(amount: int, detail: str = "", more: str = "") -> None:
                 nonlocal done, last
                 done += amount
                 if time.monotonic() - last >= LINE_INTERVAL:
                     last = time.monotonic()
-                    self.note(f"{label}: {done} of {total or '?'} {detail}".rstrip())
+                    text = f"{label}: {done} of {total or '?'} {detail} {more}"
+                    self.note(" ".join(text.split()))
 
             yield advance

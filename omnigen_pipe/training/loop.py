@@ -124,7 +124,8 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
                     "memory_gib": memory,
                 }
                 course.metrics.write(position.step, values, window.board())
-            advance(1, f"{window.progress_text()} lr {rate:.1e} {speed:.1f}/s {memory:.1f}GiB")
+            how = f"{window.progress_text()} lr {rate:.1e} {speed:.1f}/s {memory:.1f}GiB"
+            advance(1, how, window.bins_text())
 
             stopping = bool(sums.interrupted or sums.terminated)
             last = position.step == plan.total_steps

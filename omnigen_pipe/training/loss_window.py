@@ -124,6 +124,11 @@ class LossWindow:
             return f"loss {loss:.3f}"
         return f"loss {loss:.3f} (linear {baseline:.3f}, explains {100 * share:.0f} %)"
 
+    def bins_text(self) -> str:
+        """Such as `by t 1.42 1.40 – 1.31 …`: the mean loss in each bin, `–` where no row is."""
+        losses = self.values()["loss_by_t"]
+        return "by t " + " ".join("–" if loss is None else f"{loss:.2f}" for loss in losses)
+
 
 def _table(sums: torch.Tensor) -> tuple[list[float], list[float], list[float]]:
     counts, losses, baselines = sums.double().reshape(3, BINS).tolist()

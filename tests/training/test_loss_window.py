@@ -189,3 +189,11 @@ def test_the_progress_text_reads_like_a_sentence() -> None:
     window = LossWindow()
     window.add(step_sums(*(torch.tensor([x]) for x in (0.5, 1.2134, 1.402))))
     assert window.progress_text() == "loss 1.213 (linear 1.402, explains 13 %)"
+
+
+def test_the_text_of_the_bins_has_one_loss_a_bin() -> None:
+    window = LossWindow()
+    assert window.bins_text() == "by t – – – – – – – –"
+    t = torch.tensor([CENTRES[1], CENTRES[6]])
+    window.add(step_sums(t, torch.tensor([1.25, 0.5]), torch.ones(2)))
+    assert window.bins_text() == "by t – 1.25 – – – – 0.50 –"
