@@ -34,7 +34,7 @@ from omnigen_pipe.training.loss_window import (
     LossWindow,
     step_sums,
 )
-from omnigen_pipe.training.objective import micro_batch_losses
+from omnigen_pipe.training.objective import pose, sample_losses
 from omnigen_pipe.training.trainee import load_trainee
 from omnigen_pipe.workspace import Workspace
 
@@ -102,7 +102,7 @@ def measure(steps: int) -> Measured:
         config = parse(
             {"model": {"pretrained_model_name_or_path": str(model)}, "train": options}, "the script"
         )
-        trainee = load_trainee(Workspace(Path(folder), config), LokrConfig(), "cpu")
+        trainee = load_trainee(Workspace(Path(folder), config), LokrConfig(), torch.device("cpu"))
     window, last = LossWindow(WINDOW_STEPS), LossWindow(LAST_STEPS)
     rows: list[tuple[float, ...]] = []
     latest: deque[torch.Tensor] = deque(maxlen=LAST_STEPS)
@@ -120,13 +120,13 @@ def measure(steps: int) -> Measured:
             prompts=[[4, 5, 6]] * BATCH,
             regularisation=torch.zeros(BATCH, dtype=torch.bool),
         )
-        losses = micro_batch_losses(trainee, batch)
+        losses = sample_losses(trainee, pose(trainee, batch), batch)
         for group in trainee.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS)
         losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        trainee.gradients.clip(trainee.gradients.norm(), config.train)
         trainee.optimizer.step()
-        trainee.optimizer.zero_grad(set_to_none=True)
+        trainee.gradients.zero()
 
         baselines = linear_error(t, SDXL_VARIANCE)
         sums = step_sums(t, losses, baselines)
