@@ -1,8 +1,10 @@
-"""Which device computes, and in which precision it can."""
+"""Which device computes, in which precision it can, and how much memory it has used."""
 
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,3 +69,11 @@ def exact_float32() -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32 = before
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory used so far, GiB: on CUDA torch's allocations, else the process' own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -9,9 +9,7 @@ or dealing these out to processes, changes nothing but rounding.
 from __future__ import annotations
 
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,6 +20,7 @@ import torch
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
+from omnigen_pipe.device import peak_memory
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.metrics import MetricsWriter
@@ -46,6 +45,12 @@ from omnigen_pipe.training.trainee import Trainee
 _SMALLEST_SCALE = 1.0
 #: So many samples are named where a loss is not finite.
 _NAMED = 5
+#: What to change where memory does not suffice.
+LESS_MEMORY = (
+    "Lower train_batch_size, set gradient_checkpointing = true, set base_model_precision, take "
+    "FeedForward out of target_module, or lower the resolution. `omnigen-pipe estimate` says what "
+    "fits."
+)
 
 
 @dataclass
@@ -221,14 +226,6 @@ def _forward_and_back(
     return losses.detach()
 
 
-#: What to change where memory does not suffice.
-LESS_MEMORY = (
-    "Lower train_batch_size, set gradient_checkpointing = true, set base_model_precision, take "
-    "FeedForward out of target_module, or lower the resolution. `omnigen-pipe estimate` says what "
-    "fits."
-)
-
-
 def _take(
     trainee: Trainee,
     config: TrainConfig,
@@ -289,11 +286,3 @@ def _not_finite(what: str, value: float, step: Step, saved: Position, samples: l
             "explains one). "
         )
     return text + 'Lower learning_rate, or set mixed_precision = "no".'
-
-
-def peak_memory(device: torch.device) -> float:
-    """The most memory used so far, GiB: on CUDA torch's allocations, else the process' own."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -64,7 +64,7 @@ class Session:
         trainee = self._trainee(device, checkpoint, summary)
         largest = largest_batch(self.frozen, config, trainee.transformer.config.patch_size)
         rehearse(trainee, largest, config, LESS_MEMORY)
-        if device.type == "cuda":
+        if device.type == "cuda" and not trainee.sharded:  # the estimate knows whole models only
             self._compare_memory(device, largest, summary)
 
         order = lru_cache(maxsize=2)(
@@ -169,8 +169,8 @@ class Session:
 
     def _compare_memory(self, device: torch.device, largest: Batch, summary: Summary) -> None:
         """Say what the largest batch took on the GPU, beside what was estimated."""
-        if not self.processes.is_first or self.workspace.config.train.fsdp_enable:
-            return  # the estimate knows whole base models only
+        if not self.processes.is_first:
+            return
         measured = torch.cuda.max_memory_allocated(device)
         estimated = self.estimate(largest)
         summary.details["memory"] = {"measured": measured, "estimated": estimated}

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pipeline_project import COMMAND, Project
 from safetensors.torch import load_file
+from training_project import change, losses
 
 
 @pytest.fixture
@@ -37,36 +38,22 @@ def prepared(project: Callable[..., Project], tmp_path: Path) -> Callable[..., P
     return make
 
 
-def _losses(here: Project, run: str = "default") -> list[float]:
-    lines = (here.root / "runs" / run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def _set(here: Project, **train: object) -> None:
-    path = here.root / "omnigen-pipe.toml"
-    lines = path.read_text().splitlines()
-    for key, value in train.items():
-        lines = [line for line in lines if not line.startswith(f"{key} =")]
-        lines.insert(lines.index("[train]") + 1, f"{key} = {json.dumps(value)}")
-    path.write_text("\n".join(lines) + "\n")
-
-
 def test_two_halves_equal_the_whole_and_changed_settings_are_refused(
     prepared: Callable[..., Project],
 ) -> None:
     here = prepared(max_train_steps=3)
     here.run("train")
-    _set(here, max_train_steps=7, learning_rate=1e-4)
+    change(here, max_train_steps=7, learning_rate=1e-4)
     halves = here.json("train")
     assert halves["counts"]["steps now"] == 4
-    _set(here, tracker_run_name="whole")
+    change(here, tracker_run_name="whole")
     whole = here.json("train")
-    assert _losses(here) == _losses(here, "whole")
+    assert losses(here) == losses(here, "whole")
     one, other = load_file(halves["adapter"]), load_file(whole["adapter"])
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     assert here.json("train")["changed"] is False
 
-    _set(here, train_batch_size=1, max_train_steps=9)
+    change(here, train_batch_size=1, max_train_steps=9)
     assert "train_batch_size: 2 → 1" in here.run("train", status=2).stderr
 
 
@@ -104,16 +91,16 @@ def test_a_signal_in_the_middle_loses_nothing_that_was_saved(
     if number is not signal.SIGKILL:
         stopped = json.loads(output)
         assert Path(stopped["adapter"]).is_file()
-        assert len(_losses(here)) == stopped["counts"]["steps"]
+        assert len(losses(here)) == stopped["counts"]["steps"]
 
-    _set(here, max_train_steps=20_000, tracker_run_name="default")
-    steps = len(_losses(here)) + 3
-    _set(here, max_train_steps=steps)
+    change(here, max_train_steps=20_000, tracker_run_name="default")
+    steps = len(losses(here)) + 3
+    change(here, max_train_steps=steps)
     here.run("train")
-    _set(here, tracker_run_name="whole")
+    change(here, tracker_run_name="whole")
     here.run("train")
-    assert _losses(here) == _losses(here, "whole")
-    assert len(_losses(here)) == steps
+    assert losses(here) == losses(here, "whole")
+    assert len(losses(here)) == steps
 
 
 def test_old_checkpoints_go_and_changed_data_are_said(
@@ -124,7 +111,7 @@ def test_old_checkpoints_go_and_changed_data_are_said(
     checkpoints = here.root / "runs" / "default" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
     Image.new("RGB", (80, 80)).save(tmp_path / "pictures" / "new.png")
-    _set(here, max_train_steps=8)
+    change(here, max_train_steps=8)
     parts = here.json("run")
     assert parts[-1]["counts"]["samples"] == 5
     assert any("goes on with the 5 samples that it froze" in note for note in parts[-1]["notes"])
@@ -149,14 +136,14 @@ def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(
 ) -> None:
     here = prepared(max_train_steps=8, checkpoint_step_interval=4, checkpoints_total_limit=2)
     here.run("train")
-    whole = _losses(here)
+    whole = losses(here)
     checkpoints = here.root / "runs" / "default" / "checkpoints"
     (checkpoints / "step-00000008" / "training.pt").write_bytes(b"")
-    _set(here, checkpoints_total_limit=1, max_train_steps=7)
+    change(here, checkpoints_total_limit=1, max_train_steps=7)
     summary = here.json("train")
     assert any("step-00000008" in note for note in summary["notes"])
     assert Path(summary["adapter"]).is_file()
-    assert _losses(here) == whole[:7]
+    assert losses(here) == whole[:7]
     names = sorted(p.name for p in checkpoints.iterdir())
     assert names == ["damaged-0-step-00000008", "step-00000007"]
     assert here.json("train")["changed"] is False
@@ -169,7 +156,7 @@ def test_a_first_start_that_failed_can_be_mended(prepared: Callable[..., Project
     path.write_text(good + '[lokr.apply_preset]\ntarget_module = ["Atention"]\n')
     here.run("train", status=2)
     path.write_text(good)
-    _set(here, train_batch_size=1)
+    change(here, train_batch_size=1)
     assert here.json("train")["counts"]["steps"] == 2
 
 
@@ -179,7 +166,7 @@ def test_a_run_goes_on_with_latents_that_were_encoded_again(
     here = prepared(max_train_steps=3)
     here.run("train")
     shutil.rmtree(here.root / "latents")
-    _set(here, max_train_steps=6)
+    change(here, max_train_steps=6)
     assert "omnigen-pipe encode-vae" in here.run("train", status=1).stderr
     path = here.root / "omnigen-pipe.toml"
     path.write_text(path.read_text() + "[vae]\nvae_batch_size = 1\n")
@@ -219,5 +206,5 @@ def test_a_run_of_an_earlier_version_goes_on(prepared: Callable[..., Project]) -
     run = json.loads(path.read_text())
     del run["settings"]["vae_posterior"]
     path.write_text(json.dumps(run))
-    _set(here, max_train_steps=2)
+    change(here, max_train_steps=2)
     assert here.json("train")["counts"]["steps"] == 2
