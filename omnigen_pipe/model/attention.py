@@ -86,15 +86,32 @@ class MaskFreeAttention:
 def by_spans(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Spans
 ) -> torch.Tensor:
-    """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros."""
-    rows = span.rows
-    if all(row == rows[0] for row in rows):
-        return _one_span(query, key, value, *rows[0])
+    """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros.
+
+    Rows with prompts of one length are computed together.
+    """
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(span.rows):
+        places.setdefault(row, []).append(place)
+    if len(places) == 1:
+        return _one_span(query, key, value, *span.rows[0])
     parts = [
-        _one_span(query[i : i + 1], key[i : i + 1], value[i : i + 1], start, image)
-        for i, (start, image) in enumerate(rows)
+        _one_span(_rows(query, mine), _rows(key, mine), _rows(value, mine), *row)
+        for row, mine in places.items()
     ]
-    return torch.cat(parts)
+    together = torch.cat(parts)
+    order = [place for mine in places.values() for place in mine]
+    if order == sorted(order):
+        return together
+    return together[sorted(range(len(order)), key=order.__getitem__)]
+
+
+def _rows(x: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """The rows of a batch at `places`; neighbours come as a view."""
+    first, count = places[0], len(places)
+    if places == list(range(first, first + count)):
+        return x[first : first + count]
+    return x[places]
 
 
 def _one_span(
