@@ -35,6 +35,9 @@ else:
 
 CONFIG_NAME = "omnigen-pipe.toml"
 
+#: The name of the model that is shipped with the package. A folder of that name is `./embedded`.
+EMBEDDED = "embedded"
+
 #: Longest side of a bucket in pixels: 192 position embeddings, 2 latents each, 8 pixels each.
 MAX_BUCKET_SIDE = 3072
 #: Bucket sides are multiples of this: 8 pixels a latent, 2x2 latents a token.
@@ -61,7 +64,8 @@ class ModelConfig(_Table):
     pretrained_model_name_or_path: str = Field(
         "Shitao/OmniGen-v1-diffusers",
         description="Hub id, or a folder with `transformer/`, `vae/`, `tokenizer/` and "
-        "`scheduler/`. Relative folders start at the workspace.",
+        "`scheduler/`. Relative folders start at the workspace. `embedded` is the small model "
+        "that comes with this package (a folder of that name is `./embedded`).",
     )
     model_flavour: Literal["v1"] = Field("v1", description="The released flavour of OmniGen.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")

@@ -10,8 +10,9 @@ import pytest
 
 from hub_stub import environment, serve
 from manifests.errors import UsageError
+from omnigen_pipe import model_files
 from omnigen_pipe.config import parse
-from omnigen_pipe.model_files import model_part
+from omnigen_pipe.model_files import beside_parts, local_model_part, model_part, part_folder
 from omnigen_pipe.workspace import Workspace
 
 SCRIPT = (
@@ -34,6 +35,41 @@ def test_parts_of_a_folder_in_the_workspace(tmp_path: Path) -> None:
     assert model_part(here, "vae") == tmp_path / "omnigen" / "vae"
     with pytest.raises(UsageError, match="no folder `transformer/`"):
         model_part(here, "transformer")
+
+
+def test_a_part_needs_no_workspace(small_omnigen: Path) -> None:
+    for part in ("transformer", "vae", "tokenizer", "scheduler"):
+        found = part_folder(small_omnigen.name, part, start=small_omnigen.parent)
+        assert found == small_omnigen / part
+    index = beside_parts(small_omnigen.name, "model_index.json", start=small_omnigen.parent)
+    assert index == small_omnigen / "model_index.json"
+    assert beside_parts(str(small_omnigen), "nothing.json", start=Path("/")) is None
+
+
+def test_the_embedded_model_is_the_packages_own(
+    tmp_path: Path, small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is taken: a folder called so beside the configuration is not meant."""
+    package = Path(model_files.__file__).parent
+    assert package / "embedded" / "model" == model_files.EMBEDDED_FOLDER
+    monkeypatch.setattr(model_files, "EMBEDDED_FOLDER", small_omnigen)
+    (tmp_path / "embedded" / "vae").mkdir(parents=True)
+    for part in ("transformer", "vae", "tokenizer", "scheduler"):
+        assert part_folder("embedded", part, start=tmp_path) == small_omnigen / part
+    here = _workspace(tmp_path, pretrained_model_name_or_path="embedded")
+    assert local_model_part(here, "vae") == small_omnigen / "vae"
+    index = beside_parts("embedded", "model_index.json", start=tmp_path)
+    assert index == small_omnigen / "model_index.json"
+    own = _workspace(tmp_path, pretrained_model_name_or_path="./embedded")
+    assert model_part(own, "vae") == tmp_path / "embedded" / "vae"
+
+
+def test_an_installation_without_the_embedded_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_files, "EMBEDDED_FOLDER", tmp_path / "gone")
+    with pytest.raises(UsageError, match="embedded model is not in this installation"):
+        part_folder("embedded", "vae", start=tmp_path)
 
 
 @pytest.mark.parametrize("inner", ["", "vae"])
@@ -76,6 +112,25 @@ def test_only_the_wanted_part_is_fetched_from_the_hub_and_kept(tmp_path: Path) -
         assert not any(".bin" in request for request in handler.requests)
     again = _ask(tmp_path, endpoint, "ann/omnigen", "vae")
     assert again.stdout == done.stdout, "without the hub, the cache serves"
+
+
+def test_a_file_beside_the_parts_is_fetched_alone_or_is_not_there(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from omnigen_pipe.model_files import beside_parts\n"
+        "print([beside_parts('ann/omnigen', name, start=Path(sys.argv[1])) for name in"
+        " ('model_index.json', 'generation.json')])"
+    )
+    with serve("ann/omnigen") as (endpoint, handler):
+        handler.files = {"model_index.json": b"{}", "vae/config.json": b"{}"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environment(endpoint, tmp_path / "hub"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert not any("vae" in request for request in handler.requests)
+    assert "model_index.json'), None]" in done.stdout
 
 
 def test_a_model_that_the_hub_does_not_have_is_wrong_usage(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from omnigen_pipe.config import DatasetOptions, ModelConfig, TrainConfig
+from omnigen_pipe.config import EMBEDDED, DatasetOptions, ModelConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def configured(answers: dict[str, Any], root: Path, here: Path) -> dict[str, Any
     default one lies in the workspace, unless there is one at `here`.
     """
     model = answers["model"]
-    if (here / Path(model).expanduser()).is_dir():
-        model = from_workspace(model, root, here)
+    if model != EMBEDDED and (here / Path(model).expanduser()).is_dir():
+        model = model_from_workspace(model, root, here)
     images = answers["images"]
     folders = [images] if isinstance(images, str) else list(images)
     if folders == [QUESTIONS[0].default] and not (here / folders[0]).is_dir():
@@ -116,6 +116,12 @@ def from_workspace(path: str, root: Path, here: Path) -> str:
     if absolute != base and absolute.is_relative_to(base):
         return absolute.relative_to(base).as_posix()
     return str(absolute)
+
+
+def model_from_workspace(path: str, root: Path, here: Path) -> str:
+    """The same for a model's folder, whose name alone could be that of the embedded model."""
+    moved = from_workspace(path, root, here)
+    return f"./{moved}" if moved == EMBEDDED else moved
 
 
 def _absolute(path: Path) -> str:

@@ -31,7 +31,7 @@ from omnigen_pipe.config import (
     VaeConfig,
     ValidationConfig,
 )
-from omnigen_pipe.starting.questions import from_workspace, valid_name
+from omnigen_pipe.starting.questions import from_workspace, model_from_workspace, valid_name
 
 Outcome = Literal[
     "taken over",  # the same here
@@ -515,9 +515,11 @@ def _moved(name: str, path: str, where: _Where) -> tuple[str, str]:
     if "://" in path:
         return path, ""
     absolute = where.base / Path(path).expanduser()
-    if name.startswith("pretrained_") and not absolute.exists() and path.count("/") == 1:
+    of_model = name.startswith("pretrained_")
+    if of_model and not absolute.exists() and path.count("/") == 1:
         return path, ""  # a hub id
-    moved = from_workspace(path, where.root, where.base)
+    move = model_from_workspace if of_model else from_workspace
+    moved = move(path, where.root, where.base)
     notes = [f"{moved} here"] if moved != path else []
     if not absolute.exists():
         notes.append(f"there is nothing at {absolute} now")

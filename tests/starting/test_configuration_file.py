@@ -177,6 +177,13 @@ def test_paths_start_at_the_workspace_or_are_absolute(tmp_path: Path) -> None:
     assert from_workspace("hf://datasets/a/b", root, tmp_path) == "hf://datasets/a/b"
 
 
+def test_a_folder_called_embedded_is_not_taken_for_the_embedded_model(tmp_path: Path) -> None:
+    (tmp_path / "embedded").mkdir()
+    for typed, written in [("embedded", "embedded"), ("./embedded", "./embedded")]:
+        values = configured(answered({"model": typed}, None), tmp_path, tmp_path)
+        assert values["model"]["pretrained_model_name_or_path"] == written
+
+
 def test_the_default_folder_lies_in_the_workspace_unless_there_is_one_here(tmp_path: Path) -> None:
     root = tmp_path / "project"
     answers = answered({}, None)
