@@ -129,7 +129,8 @@ def commands() -> str:
         lines += [f"    omnigen-pipe {name} [OPTIONS] {usage}".rstrip(), ""]
         lines += ["| option | meaning |", "|---|---|"]
         for parameter in command.params:
-            shown = ", ".join(f"`{option}`" for option in [*parameter.opts])
+            options = [*parameter.opts, *parameter.secondary_opts]
+            shown = ", ".join(f"`{option}`" for option in options)
             if parameter in arguments:
                 shown = f"`{parameter.name.upper()}`"
             lines.append(f"| {shown} | {_cell(parameter.help or '')} |")

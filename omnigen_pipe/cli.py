@@ -10,6 +10,7 @@ when `--strict` is given, 128 + N when a signal N ended it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -580,6 +581,214 @@ def demo(
         # Without an activated environment the bare name would not be found.
         command = "omnigen-pipe" if shutil.which("omnigen-pipe") else sys.argv[0]
         print(f"Inspect it with:  {command} inspect {shlex.quote(adapter)}")
+
+
+PicturePanel = "What the pictures are"
+FilePanel = "Where they go"
+ModelPanel = "What draws them"
+
+
+@app.command(
+    epilog="Examples:  \n"
+    '`omnigen-pipe generate "a red circle on a black background" -o out.png`  \n'
+    "`omnigen-pipe generate --adapter runs/default --grid validation.png`  \n"
+    '`omnigen-pipe generate "a cat" "a dog" --model Shitao/OmniGen-v1-diffusers --count 4 '
+    "--size 768x1024 -o pets`"
+)
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What to draw.  Default: the validation prompts of the workspace.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`embedded`, or the hub id or folder of an OmniGen.  Default: the workspace's.",
+            rich_help_panel=ModelPanel,
+        ),
+    ] = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            "-w",
+            help="Folder with omnigen-pipe.toml, whose model and validation prompts are taken.  "
+            "Default: the current one.",
+            rich_help_panel=ModelPanel,
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint.",
+            rich_help_panel=ModelPanel,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Strength of the adapter, times the one it was trained at.  Default: 1.",
+            rich_help_panel=ModelPanel,
+        ),
+    ] = None,
+    prompt_library: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file of nickname: prompt; pictures are named by nickname.",
+            rich_help_panel=PicturePanel,
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What guidance steers away from.  Default: the workspace's, else the model's.",
+            rich_help_panel=PicturePanel,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Size in pixels, multiples of 16.  Default: the model's, else 1024x1024.",
+            rich_help_panel=PicturePanel,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps from noise to picture.  Default: the model's, else 50.",
+            rich_help_panel=PicturePanel,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How strongly to follow the prompt; 1 is without guidance.  "
+            "Default: the model's, else 2.5.",
+            rich_help_panel=PicturePanel,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**62,
+            help="Seed of each prompt's first picture; the next has the next.",
+            rich_help_panel=PicturePanel,
+        ),
+    ] = 0,
+    count: Annotated[
+        int, typer.Option(min=1, help="Pictures of each prompt.", rich_help_panel=PicturePanel)
+    ] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File (.png, .jpg, .webp) of one picture, or folder of several.  "
+            "Default: the folder `generated`, or only the grid.",
+            rich_help_panel=FilePanel,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace files that are there.", rich_help_panel=FilePanel
+        ),
+    ] = False,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Put all pictures on one sheet.", rich_help_panel=FilePanel
+        ),
+    ] = None,
+    captions: Annotated[
+        bool,
+        typer.Option(
+            "--captions/--no-captions",
+            help="Write the prompts under the pictures of the grid.",
+            rich_help_panel=FilePanel,
+        ),
+    ] = True,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures at once; changes speed and memory only.")
+    ] = 1,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto, bf16, fp16 or no (float32).  auto: bf16 where the GPU has it, else no."
+        ),
+    ] = "auto",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw pictures from prompts, with or without an adapter."""
+    from omnigen_pipe.progress import Progress
+    from omnigen_pipe.runs.checkpoints import find_adapter
+    from omnigen_pipe.sampling import generation
+    from omnigen_pipe.sampling.requests import parsed_size
+    from omnigen_pipe.sampling.source import Source
+
+    if precision not in ("auto", "bf16", "fp16", "no"):
+        raise UsageError(f"--precision {precision}: it is one of auto, bf16, fp16, no.")
+    if strength is not None and adapter is None:
+        raise UsageError("--strength is an adapter's: name one with --adapter.")
+    if strength is not None and not math.isfinite(strength):
+        raise UsageError(f"--strength {strength}: it must be a number.")
+    opened = _drawing_workspace(workspace, model)
+    source = Source.of(opened) if opened else Source(model or "", Path.cwd())
+    given: dict[str, object] = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "negative_prompt": negative_prompt,
+        **(parsed_size(size) if size is not None else {}),
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    requests = generation.wanted(opened, prompts or [], prompt_library, seed, count)
+    drawer = generation.Drawer(
+        source,
+        None if adapter is None else find_adapter(adapter),
+        1.0 if strength is None else strength,
+        device,
+        precision,
+        batch_size,
+    )
+    summary = generation.generate(
+        drawer,
+        requests,
+        settings := generation.settled(source, opened, options),
+        generation.Output(output, overwrite, grid, captions),
+        Progress(quiet),
+    )
+    if not as_json:
+        summary.notes += generation.remarks(summary, settings, negative_prompt is not None)
+    _report(summary, as_json, strict=False)
+
+
+def _drawing_workspace(workspace: Path | None, model: str | None) -> Workspace | None:
+    """The workspace whose model draws; None where `model` names one."""
+    from omnigen_pipe.config import CONFIG_NAME
+    from omnigen_pipe.workspace import Workspace
+
+    if model is not None:
+        if workspace is not None:
+            raise UsageError(
+                f"--model is {model} and --workspace is {workspace}: the model is the workspace's, "
+                "or the one that is named. Give one of them."
+            )
+        return None
+    if workspace is None and not (HERE / CONFIG_NAME).is_file():
+        raise UsageError(
+            f"There is no {CONFIG_NAME} here that would name a model. Name one with --model "
+            "(a hub id, a folder or `embedded`), or a workspace with --workspace."
+        )
+    return Workspace.open(workspace or HERE)
 
 
 @app.command(

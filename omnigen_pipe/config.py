@@ -374,14 +374,19 @@ class PromptsConfig(_Table):
 
 
 class ValidationConfig(_Table):
-    """Prompts that are tokenised beside the captions, for pictures made during training."""
+    """Prompts of pictures: `omnigen-pipe generate` draws them where it is given no others.
+
+    They are tokenised beside the captions.
+    """
 
     validation_prompt: str | None = Field(None, description="The main validation prompt.")
     user_prompt_library: str | None = Field(
         None, description="JSON file of nickname: prompt. Relative paths start at the workspace."
     )
     validation_negative_prompt: str | None = Field(
-        None, description="Negative prompt; default: the one built into diffusers' OmniGen."
+        None,
+        description="Negative prompt, also that of `omnigen-pipe generate` with this workspace's "
+        "model; default: the one built into diffusers' OmniGen.",
     )
 
 

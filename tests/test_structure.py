@@ -20,7 +20,7 @@ FLOORS = [
     {"stages"},
     {"omnigen_pipe.demo", "omnigen_pipe.memory", "omnigen_pipe.starting"},
     {"omnigen_pipe.maintenance", "omnigen_pipe.training"},
-    {"omnigen_pipe.runs"},
+    {"omnigen_pipe.runs", "omnigen_pipe.sampling"},
     {"omnigen_pipe.latents", "omnigen_pipe.model"},
     {"omnigen_pipe.images"},
     {"omnigen_pipe.prompts"},

@@ -33,6 +33,10 @@ class Spans:
         """What diffusers' forward pass asks of a mask: 3 would be a dense one."""
         return 2
 
+    def to(self, device: torch.device) -> Spans:
+        """Itself: diffusers' pipeline moves a mask to the device, and these are plain numbers."""
+        return self
+
 
 def spans(prompt_lengths: list[int]) -> Spans:
     """The spans of a batch of prompts of these lengths, padded on the left."""
@@ -43,7 +47,7 @@ def spans(prompt_lengths: list[int]) -> Spans:
 class MaskFreeAttention:
     """The attention processor: takes `spans` where diffusers passes a mask.
 
-    A dense mask (as diffusers' own pipeline passes) still works, for sampling.
+    A dense mask (as diffusers' own collator makes) still works.
     """
 
     def __init__(self) -> None:

@@ -224,9 +224,30 @@ def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise PipeError(f"{path} is not a whole safetensors file: {error}") from error
 
 
+def attach_file(transformer: nn.Module, path: Path, strength: float = 1.0) -> Any:
+    """Adapt `transformer` in place with the adapter file `path`, for use and not for training.
+
+    It computes at `strength` times the strength that it was trained at. Returns LyCORIS' network,
+    float32, on the CPU. Raises `PipeError` where the file is not one of ours, and `UsageError`
+    where it was trained for a transformer of another shape.
+    """
+    tensors, metadata = read_adapter(path)
+    config = _config(path, metadata)
+    network = attach(transformer, config, seed=0)
+    try:
+        restore_weights(network, tensors)
+    except PipeError as error:
+        raise UsageError(f"The adapter {path} does not fit this model: {error}") from error
+    network.set_multiplier(strength * config.multiplier)
+    return network.eval().requires_grad_(False)
+
+
 def adapter_config(path: Path) -> LokrConfig:
     """The configuration that an adapter file carries; raises `PipeError` where it has none."""
-    _, metadata = read_adapter(path)
+    return _config(path, read_adapter(path)[1])
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> LokrConfig:
     try:
         return LokrConfig.model_validate_json(metadata["lycoris_config"])
     except (KeyError, ValueError) as error:

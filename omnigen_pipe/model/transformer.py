@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from manifests.errors import UsageError
-from omnigen_pipe.model.attention import MaskFreeAttention, spans
+from omnigen_pipe.model.attention import MaskFreeAttention, Spans, spans
 from omnigen_pipe.model.quantisation import check_available, quantise
 from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
 from omnigen_pipe.quiet import quiet_imports
@@ -64,15 +64,20 @@ def load_transformer(
     return transformer.to(device)
 
 
-def check_fits(transformer: Any, buckets: Sequence[str], largest_token: int) -> None:
-    """Raise `UsageError` where a bucket or a token id is beyond what the transformer has."""
+def check_fits(
+    transformer: Any,
+    sizes: Sequence[str],
+    largest_token: int,
+    remedy: str = "Lower `resolution` and run `omnigen-pipe bucket` again.",
+) -> None:
+    """Raise `UsageError` where a size (`WIDTHxHEIGHT`) or a token id is beyond what the
+    transformer has; `remedy` says what to do about a size."""
     config = transformer.config
     limit = config.pos_embed_max_size * config.patch_size * PIXELS_PER_LATENT
-    for bucket in buckets:
-        if max(int(side) for side in bucket.split("x")) > limit:
+    for size in sizes:
+        if max(int(side) for side in size.split("x")) > limit:
             raise UsageError(
-                f"The bucket {bucket} is beyond this transformer's {limit} px a side. Lower "
-                "`resolution` and run `omnigen-pipe bucket` again."
+                f"The size {size} is beyond this transformer's {limit} px a side. {remedy}"
             )
     if largest_token >= config.vocab_size:
         raise UsageError(
@@ -90,6 +95,23 @@ def rowwise(transformer: Any) -> Any:
     return transformer
 
 
+def assembled(
+    prompts: Sequence[Sequence[int]], image_tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, Spans]:
+    """What the transformer takes beside latents and times, for `prompts` of any lengths L.
+
+    Token ids `[B, max L]`, padded on the left; positions `[B, max L + 1 + image_tokens]`, which
+    are 0 on the padding and then 0, 1, 2, … over prompt, time token and image; and the spans.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    ids = [[PADDING_TOKEN] * (longest - len(p)) + list(p) for p in prompts]
+    starts = torch.tensor([longest - n for n in lengths], device=device)
+    total = longest + 1 + image_tokens
+    positions = (torch.arange(total, device=device)[None] - starts[:, None]).clamp_(min=0)
+    return torch.tensor(ids, dtype=torch.int64, device=device), positions, spans(lengths)
+
+
 def predict_velocity(
     transformer: Any, x_t: torch.Tensor, t: torch.Tensor, prompts: Sequence[Sequence[int]]
 ) -> torch.Tensor:
@@ -98,23 +120,16 @@ def predict_velocity(
     `x_t`: scaled noisy latents `[B, 4, H/8, W/8]`; `t`: times `[B]` in [0, 1], 1 is clean;
     `prompts`: token ids per row, of any lengths.
     """
-    device = x_t.device
-    lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
-    ids = [[PADDING_TOKEN] * (longest - len(p)) + list(p) for p in prompts]
     patch = transformer.config.patch_size
     image_tokens = (x_t.shape[-2] // patch) * (x_t.shape[-1] // patch)
-    total = longest + 1 + image_tokens
-    starts = torch.tensor([longest - n for n in lengths], device=device)
-    # 0 on the padding, then 0, 1, 2, … over prompt, time token and image.
-    positions = (torch.arange(total, device=device)[None] - starts[:, None]).clamp_(min=0)
+    ids, positions, span = assembled(prompts, image_tokens, x_t.device)
     output = transformer(
         hidden_states=x_t.to(transformer.dtype),
         timestep=t,
-        input_ids=torch.tensor(ids, dtype=torch.int64, device=device),
+        input_ids=ids,
         input_img_latents=[],
         input_image_sizes={},
-        attention_mask=spans(lengths),
+        attention_mask=span,
         position_ids=positions,
         return_dict=False,
     )

@@ -7,6 +7,7 @@ without tokenising again.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from manifests.errors import UsageError
@@ -39,8 +40,15 @@ def prompt_library(workspace: Workspace) -> dict[str, str]:
     configured = workspace.config.validation.user_prompt_library
     if configured is None:
         return {}
-    path = workspace.path(configured)
-    where = f"user_prompt_library {path}"
+    return read_library(workspace.path(configured), "user_prompt_library")
+
+
+def read_library(path: Path, option: str) -> dict[str, str]:
+    """The prompts in the JSON file `path` by nickname; `option` is what messages call it.
+
+    Raises `UsageError` where the file is missing or is not a JSON object of texts.
+    """
+    where = f"{option} {path}"
     wanted = '{"nickname": "the prompt goes here"}'
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)

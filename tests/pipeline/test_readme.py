@@ -30,6 +30,12 @@ def test_five_lines_make_an_adapter_and_show_it(tmp_path: Path, small_omnigen: P
         assert project.json("inspect", str(path))["parameters"] == report["parameters"]
     shown = project.run("inspect", "runs/default").stdout
     assert "layers_1_self_attn_to_out_0 " in shown
+    project.run(
+        "generate", "a cat on a sofa", "--adapter", "runs/default", "-o", "cat.png",
+        "--size", "64x64", "--steps", "2",
+    )  # fmt: skip
+    with Image.open(project.root / "cat.png") as cat:
+        assert (cat.size, cat.info["adapter"]) == ((64, 64), "adapter.safetensors")
     assert "no whole checkpoint" in project.run("inspect", "manifests", status=2).stderr
 
 

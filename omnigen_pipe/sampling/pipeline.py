@@ -1,0 +1,191 @@
+"""Drawing: diffusers' `OmniGenPipeline` around a transformer that is already loaded.
+
+The loop over times, guidance and the scheduler are diffusers' own. Replaced is what tokenises
+and lays out the prompts: by the tokenizer, positions and spans that training uses, and with a
+negative prompt of one's choice. Besides, velocities are float32 before guidance and the step,
+so that latents are not rounded to bfloat16 between steps, and the VAE decodes outside of
+autocast, one picture at a time.
+
+Given up: saving the second pass where guidance is 1, and input images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, assembled
+from omnigen_pipe.prompts.tokenizer import PromptTokenizer
+from omnigen_pipe.quiet import quiet_imports
+from omnigen_pipe.sampling.requests import Request, Settings
+
+
+def load_scheduler(folder: Path) -> Any:
+    """diffusers' `FlowMatchEulerDiscreteScheduler` of the folder `scheduler/`.
+
+    Raises `UsageError` where it is not OmniGen's, in whose times 0 is noise and 1 is clean.
+    """
+    with quiet_imports():
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+    try:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise UsageError(f"The scheduler in {folder} cannot be loaded: {why}") from error
+    if not scheduler.config.invert_sigmas or scheduler.config.num_train_timesteps != 1:
+        raise UsageError(
+            f"The scheduler in {folder} is not OmniGen's: invert_sigmas must be true and "
+            "num_train_timesteps 1. Fetch the model again."
+        )
+    return scheduler
+
+
+def build_pipeline(transformer: Any, vae: Any, scheduler: Any, tokenizer: PromptTokenizer) -> Any:
+    """diffusers' `OmniGenPipeline` of these parts, for `draw`.
+
+    `transformer` is `load_transformer`'s, with or without an adapter; `vae` is in float32, because
+    SDXL's overflows in half precision. Both are on the device that is to compute.
+    """
+    with quiet_imports():
+        from diffusers import OmniGenPipeline
+
+    pipe = OmniGenPipeline(transformer=transformer, vae=vae, scheduler=scheduler, tokenizer=None)
+    pipe.multimodal_processor = PromptProcessor(
+        tokenizer, PIXELS_PER_LATENT * transformer.config.patch_size
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class PromptProcessor:
+    """Takes the place of diffusers' `OmniGenMultiModalProcessor`; its call has that signature."""
+
+    #: The pipeline asks for it, for input images.
+    max_image_size = 1024
+
+    def __init__(self, tokenizer: PromptTokenizer, pixels_per_token: int) -> None:
+        self.tokenizer = tokenizer
+        self._pixels_per_token = pixels_per_token
+        #: What guidance steers away from.
+        self.negative_prompt = ""
+
+    def __call__(
+        self,
+        prompt: Sequence[str],
+        input_images: None = None,
+        *,
+        height: int,
+        width: int,
+        num_images_per_prompt: int = 1,
+        **_: object,
+    ) -> dict[str, Any]:
+        """What the transformer takes: the prompts' rows, then the negative prompt's as often."""
+        rows = [p for p in prompt for _ in range(num_images_per_prompt)]
+        *wanted, unwanted = self.tokenizer.encode([*rows, self.negative_prompt])
+        side = self._pixels_per_token
+        image_tokens = (height // side) * (width // side)
+        everything = [*wanted, *[unwanted] * len(wanted)]
+        ids, positions, span = assembled(everything, image_tokens, torch.device("cpu"))
+        return {
+            "input_ids": ids,
+            "position_ids": positions,
+            "attention_mask": span,
+            "input_pixel_values": [],
+            "input_image_sizes": {},
+        }
+
+
+def largest_token(tokenizer: PromptTokenizer, prompts: Sequence[str]) -> int:
+    """The largest token id in `prompts`, to hold against the transformer's vocabulary."""
+    return max(max(ids) for ids in tokenizer.encode(prompts))
+
+
+def draw(
+    pipe: Any,
+    requests: Sequence[Request],
+    settings: Settings,
+    autocast: AbstractContextManager[Any],
+    on_step: Callable[[], object] = lambda: None,
+) -> list[Image.Image | None]:
+    """The pictures of `requests`, RGB, drawn as one batch by `build_pipeline`'s `pipe`.
+
+    None takes the place of a picture that came out as something else than numbers. `autocast` is
+    the precision of the transformer's passes, and `on_step` is called after each step. A picture's
+    noise comes from a CPU generator of its own seed, as diffusers would draw it. Raises `PipeError`
+    where the device has too little memory.
+    """
+    try:
+        latents = draw_latents(pipe, requests, settings, autocast, on_step)
+        return [_decoded(pipe, latent) for latent in latents]
+    except torch.OutOfMemoryError as error:
+        many = len(requests) > 1
+        raise PipeError(
+            f"{pipe.device} ran out of memory at {len(requests)} pictures of {settings.size} at "
+            f"once. {'Lower the batch size' if many else 'Choose a smaller size'}, or free memory "
+            "that other programs use."
+        ) from error
+
+
+def draw_latents(
+    pipe: Any,
+    requests: Sequence[Request],
+    settings: Settings,
+    autocast: AbstractContextManager[Any],
+    on_step: Callable[[], object] = lambda: None,
+) -> torch.Tensor:
+    """What `draw` decodes: scaled clean latents `[B, 4, H/8, W/8]`, float32."""
+
+    def step_ended(*_: object) -> dict[str, Any]:
+        on_step()
+        return {}
+
+    pipe.multimodal_processor.negative_prompt = settings.negative_prompt
+    with autocast, _float32_velocity(pipe.transformer):
+        latents: torch.Tensor = pipe(
+            [request.prompt for request in requests],
+            height=settings.height,
+            width=settings.width,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+            output_type="latent",
+            return_dict=False,
+            callback_on_step_end=step_ended,
+        )[0]
+    return latents
+
+
+@contextmanager
+def _float32_velocity(transformer: Any) -> Iterator[None]:
+    """Within it the transformer's velocities are float32.
+
+    diffusers' scheduler returns latents in the dtype of the velocity: in bfloat16 they would be
+    rounded at every step.
+    """
+
+    def widened(module: Any, inputs: Any, output: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (output[0].float(),)
+
+    handle = transformer.register_forward_hook(widened)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _decoded(pipe: Any, latent: torch.Tensor) -> Image.Image | None:
+    """The picture of one latent `[4, H/8, W/8]`; None where it is not finite."""
+    with torch.no_grad():
+        unscaled = latent[None].to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+        pixels = pipe.vae.decode(unscaled, return_dict=False)[0]
+    if not bool(pixels.isfinite().all()):
+        return None
+    picture: Image.Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
+    return picture

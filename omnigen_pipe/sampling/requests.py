@@ -1,0 +1,133 @@
+"""What is to be drawn: a prompt and a seed for each picture, and settings for all of them.
+
+A picture's noise comes from its seed alone, so neither the size of a batch nor its neighbours
+change it. Imports no torch: wrong requests are refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manifests.errors import UsageError
+from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
+
+#: Sides of pictures are multiples of this: 8 pixels a latent, 2x2 latents a token.
+ALIGNMENT = 16
+#: Beside `model_index.json`: how a model's makers want it to be used.
+DEFAULTS_NAME = "generation.json"
+#: Characters of a prompt that name its picture's file.
+_NAME_LENGTH = 60
+
+
+class Settings(BaseModel):
+    """How pictures are drawn; the keys of `generation.json`. Sides are in pixels.
+
+    The defaults are those of diffusers' `OmniGenPipeline`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    width: int = Field(1024, ge=ALIGNMENT, multiple_of=ALIGNMENT)
+    height: int = Field(1024, ge=ALIGNMENT, multiple_of=ALIGNMENT)
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(2.5, ge=0)
+    negative_prompt: str = DIFFUSERS_NEGATIVE_PROMPT
+
+    @property
+    def size(self) -> str:
+        """`WIDTHxHEIGHT`."""
+        return f"{self.width}x{self.height}"
+
+    def changed(self, values: Mapping[str, object], where: str) -> Settings:
+        """These settings with `values` in place of some; `where` is what messages call them.
+
+        Raises `UsageError` where a value or a key cannot be used.
+        """
+        try:
+            return Settings.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"{where}: {key}: {first['msg']}.") from error
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture: `name` is distinct for each prompt and can be part of a file's name."""
+
+    name: str
+    prompt: str
+    seed: int
+
+    @property
+    def stem(self) -> str:
+        """What its file is called, without the suffix."""
+        return f"{self.name}-{self.seed}"
+
+
+def model_settings(path: Path | None) -> Settings:
+    """The settings in the `generation.json` at `path`; the defaults where there is none."""
+    if path is None:
+        return Settings()
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be used: {error}. Fetch the model again.") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is not a JSON object. Fetch the model again.")
+    return Settings().changed(values, str(path))
+
+
+def parsed_size(text: str) -> dict[str, int]:
+    """`width` and `height` of a size as it is typed; raises `UsageError` where it cannot be."""
+    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
+    if match is None:
+        raise UsageError(f"--size {text}: write it as WIDTHxHEIGHT in pixels, such as 1024x768.")
+    sides = [int(side) for side in match.groups()]
+    nearest = [max(1, (side + ALIGNMENT // 2) // ALIGNMENT) * ALIGNMENT for side in sides]
+    if sides != nearest:
+        raise UsageError(
+            f"--size {text}: sides must be multiples of {ALIGNMENT}. The nearest is "
+            f"{nearest[0]}x{nearest[1]}."
+        )
+    return {"width": sides[0], "height": sides[1]}
+
+
+def requested(
+    prompts: Sequence[str], library: Mapping[str, str], seed: int, count: int
+) -> list[Request]:
+    """`count` pictures of each prompt, then of each prompt of `library`, which is by nickname.
+
+    The i-th picture of every prompt has the seed `seed` + i. Raises `UsageError` for prompts that
+    speak of input images.
+    """
+    named = [(readable_name(prompt), prompt) for prompt in prompts]
+    named += [(readable_name(nickname, lower=False), text) for nickname, text in library.items()]
+    requests: list[Request] = []
+    taken: set[str] = set()
+    for name, prompt in named:
+        if "<|image_" in prompt:
+            raise UsageError(f"The prompt `{prompt}` asks for an input image: none can be given.")
+        distinct, number = name, 2
+        while distinct.casefold() in taken:
+            distinct, number = f"{name}-{number}", number + 1
+        taken.add(distinct.casefold())
+        requests += [Request(distinct, prompt, seed + index) for index in range(count)]
+    return requests
+
+
+def readable_name(text: str, lower: bool = True) -> str:
+    """The beginning of `text` as part of a file's name: letters, digits, `_` and `-`."""
+    words = re.sub(r"[^\w-]+", "-", text.lower() if lower else text).strip("-_")
+    short = words[:_NAME_LENGTH]
+    if len(words) > _NAME_LENGTH and "-" in short:
+        short = short[: short.rindex("-")]  # whole words
+    # A file's name holds 255 bytes, and a letter may take four.
+    return short.encode()[:200].decode(errors="ignore").strip("-_") or "picture"

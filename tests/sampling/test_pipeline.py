@@ -1,0 +1,339 @@
+"""What our pipeline draws equals what diffusers draws, wherever diffusers is right."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    OmniGenPipeline,
+    OmniGenTransformer2DModel,
+)
+from diffusers.pipelines.omnigen.processor_omnigen import (
+    OmniGenCollator,
+    OmniGenMultiModalProcessor,
+)
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.model import lokr
+from omnigen_pipe.model.attention import Spans
+from omnigen_pipe.model.transformer import load_transformer
+from omnigen_pipe.prompts import tokenizer as tokenizers
+from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT, render
+from omnigen_pipe.sampling.pipeline import (
+    PromptProcessor,
+    build_pipeline,
+    draw,
+    draw_latents,
+    load_scheduler,
+)
+from omnigen_pipe.sampling.requests import Request, Settings
+from omnigen_pipe.sampling.source import Source
+
+CPU = torch.device("cpu")
+SHORT = "a red circle"
+OTHER = "a small green triangle above a yellow star on a black background"
+#: Longer than the negative prompt, which diffusers gets right only then.
+LONG = f"{DIFFUSERS_NEGATIVE_PROMPT} {DIFFUSERS_NEGATIVE_PROMPT}"
+SETTINGS = Settings(width=48, height=32, num_inference_steps=3, guidance_scale=2.5)
+
+
+@pytest.fixture(scope="module")
+def ours(small_omnigen: Path) -> Any:
+    source = Source(str(small_omnigen), Path("/"))
+    return source.pipeline(source.tokenizer(), CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def theirs(small_omnigen: Path) -> Any:
+    """diffusers' pipeline with nothing of ours in it."""
+    pipe = OmniGenPipeline(
+        transformer=OmniGenTransformer2DModel.from_pretrained(small_omnigen / "transformer"),
+        vae=AutoencoderKL.from_pretrained(small_omnigen / "vae"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(small_omnigen / "scheduler"),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_file=str(small_omnigen / "tokenizer" / "tokenizer.json")
+        ),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def drawn(pipe: Any, *wanted: tuple[str, int], **changes: object) -> list[np.ndarray]:
+    """Pictures of prompts and seeds, drawn by us as one batch, as float arrays."""
+    settings = SETTINGS.changed(changes, "test")
+    requests = [Request("x", prompt, seed) for prompt, seed in wanted]
+    pictures = draw(pipe, requests, settings, nullcontext())
+    return [levels(picture) for picture in pictures]
+
+
+def levels(picture: Image.Image | None) -> np.ndarray:
+    assert picture is not None
+    return np.asarray(picture).astype(float)
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Equal but for rounding to one of 256 levels, and not for want of anything in them."""
+    assert one.std() > 5
+    return one.shape == other.shape and bool(np.abs(one - other).max() <= 1)
+
+
+def test_tokens_are_those_of_diffusers_tokenizer(theirs: Any, small_omnigen: Path) -> None:
+    tokenizer = tokenizers.load(small_omnigen / "tokenizer")
+    texts = [SHORT, LONG, "", "<cfg> naïve 日本"]
+    their_ids = [theirs.tokenizer(render(text)).input_ids for text in texts]
+    assert tokenizer.encode(texts) == their_ids
+
+
+@pytest.mark.parametrize("which", ["small", "phi3"])
+def test_rows_are_laid_out_as_by_diffusers_collator(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """Ids and positions of prompts and negative prompts; the mask alone is none."""
+    if which == "small":
+        folder = request.getfixturevalue("small_omnigen") / "tokenizer"
+    else:
+        folder = request.getfixturevalue("phi3_tokenizer")
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference = OmniGenMultiModalProcessor(
+        lambda text: SimpleNamespace(input_ids=plain.encode(text).ids)
+    )
+    processor = PromptProcessor(tokenizers.load(folder), 16)
+    processor.negative_prompt = DIFFUSERS_NEGATIVE_PROMPT
+    sizes = {"height": 64, "width": 96, "num_images_per_prompt": 2}
+    for prompts in ([SHORT], [OTHER, SHORT], [SHORT, LONG, OTHER]):
+        mine = processor(prompts, None, **sizes, use_img_cfg=False)
+        stock = reference(prompts, None, **sizes, use_img_cfg=False)
+        assert torch.equal(mine["input_ids"], stock["input_ids"])
+        assert torch.equal(mine["position_ids"], stock["position_ids"])
+        assert isinstance(mine["attention_mask"].to(CPU), Spans)
+        assert len(mine["attention_mask"].rows) == len(stock["attention_mask"])
+
+
+@pytest.mark.parametrize("prompts", [[LONG], [LONG, LONG], [LONG, SHORT]])
+def test_pictures_are_diffusers_where_its_first_row_is_the_longest(
+    ours: Any, theirs: Any, prompts: list[str]
+) -> None:
+    seeds = range(3, 3 + len(prompts))
+    sizes = {"height": SETTINGS.height, "width": SETTINGS.width}
+    options: Any = {**sizes, "num_inference_steps": 3, "guidance_scale": 2.5}
+
+    def latents(pipe: Any) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe(prompts, generator=generators, output_type="latent", **options).images
+
+    ours.multimodal_processor.negative_prompt = DIFFUSERS_NEGATIVE_PROMPT
+    assert float((latents(ours) - latents(theirs)).abs().max()) < 1e-4
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    stock = theirs(prompts, generator=generators, **options).images
+    mine = drawn(ours, *zip(prompts, seeds, strict=True))
+    assert all(same(one, levels(other)) for one, other in zip(mine, stock, strict=True))
+
+
+def _alone(theirs: Any, prompt: str, seed: int, settings: Settings) -> np.ndarray:
+    """A picture by Euler's steps written out, each row of guidance a pass of its own through
+    diffusers' unmodified model: so no row has neighbours."""
+    collator = OmniGenCollator()
+    size = [settings.height, settings.width]
+    rows = []
+    for text in (prompt, settings.negative_prompt):
+        ids = theirs.tokenizer(render(text)).input_ids
+        features = [{"input_ids": ids, "pixel_values": None, "image_sizes": None}]
+        rows.append(collator.process_mllm_input(features, [size]))
+    shape = (1, 4, settings.height // 8, settings.width // 8)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    steps = settings.num_inference_steps
+    with torch.no_grad():
+        for step in range(steps):
+            t = torch.tensor([step / steps])
+            wanted, unwanted = (
+                theirs.transformer(x, t, ids, [], sizes, mask, positions, return_dict=False)[0]
+                for ids, positions, mask, _, _, sizes in rows
+            )
+            x = x + (unwanted + settings.guidance_scale * (wanted - unwanted)) / steps
+        decoded = theirs.vae.decode(x / theirs.vae.config.scaling_factor).sample[0]
+    scaled = (decoded.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255
+    return scaled.round().numpy().astype(float)
+
+
+def test_pictures_of_mixed_lengths_are_those_drawn_alone_by_diffusers_model(
+    ours: Any, theirs: Any
+) -> None:
+    wanted = [(SHORT, 5), (LONG, 6), (OTHER, 7), ("", 8)]
+    for negative in ("blurry", DIFFUSERS_NEGATIVE_PROMPT):
+        together = drawn(ours, *wanted, negative_prompt=negative)
+        settings = SETTINGS.changed({"negative_prompt": negative}, "test")
+        for picture, (prompt, seed) in zip(together, wanted, strict=True):
+            assert same(picture, _alone(theirs, prompt, seed, settings))
+
+
+def test_diffusers_own_pipeline_is_wrong_where_a_prompt_is_short(theirs: Any) -> None:
+    """The fault that ours avoids is there."""
+    options: Any = {"height": SETTINGS.height, "width": SETTINGS.width, "num_inference_steps": 3}
+    generator = torch.Generator().manual_seed(5)
+    (picture,) = theirs(SHORT, generator=generator, guidance_scale=2.5, **options).images
+    assert not same(_alone(theirs, SHORT, 5, SETTINGS), levels(picture))
+
+
+def test_a_picture_depends_on_neither_batch_nor_neighbours(ours: Any) -> None:
+    wanted = [(SHORT, 1), (LONG, 2), (OTHER, 3)]
+    together = drawn(ours, *wanted)
+    backwards = drawn(ours, *wanted[::-1])[::-1]
+    for one, two, alone in zip(together, backwards, wanted, strict=True):
+        (single,) = drawn(ours, alone)
+        assert same(one, single)
+        assert same(two, single)
+
+
+def test_seeds_reproduce_and_differ(ours: Any) -> None:
+    (first,), (again,), (other,) = (drawn(ours, (SHORT, seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert np.abs(first - other).mean() > 5
+
+
+def test_the_negative_prompt_counts_with_guidance_and_only_then(ours: Any) -> None:
+    def pair(guidance: float) -> list[np.ndarray]:
+        return [
+            drawn(ours, (SHORT, 1), negative_prompt=text, guidance_scale=guidance)[0]
+            for text in ("", "a blue square")
+        ]
+
+    guided, unguided = pair(2.5), pair(1.0)
+    assert not same(*guided)
+    assert same(*unguided)
+
+
+def test_nothing_stays_behind_in_the_transformer(ours: Any) -> None:
+    """Training draws in between: afterwards its model must be what it was."""
+    ours.transformer.to(torch.bfloat16)
+    try:
+        drawn(ours, (SHORT, 1))
+        assert not ours.transformer._forward_hooks
+    finally:
+        ours.transformer.to(torch.float32)
+
+
+def test_latents_are_not_rounded_to_the_models_precision(small_omnigen: Path, ours: Any) -> None:
+    """diffusers' own are, in bfloat16 at each of 50 steps, and end many times as far away."""
+    source = Source(str(small_omnigen), Path("/"))
+    half = source.pipeline(source.tokenizer(), CPU, torch.bfloat16)
+    assert half.vae.dtype == torch.float32
+    settings = SETTINGS.changed({"num_inference_steps": 50}, "test")
+    request = [Request("x", SHORT, 1)]
+    exact = draw_latents(ours, request, settings, nullcontext())
+    mine = draw_latents(half, request, settings, torch.autocast("cpu", dtype=torch.bfloat16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stock = half(
+            SHORT,
+            height=settings.height,
+            width=settings.width,
+            num_inference_steps=50,
+            generator=[torch.Generator().manual_seed(1)],
+            output_type="latent",
+        ).images
+    assert (mine.dtype, stock.dtype) == (torch.float32, torch.bfloat16)
+    assert float((mine - exact).norm()) < 0.2 * float((stock.float() - exact).norm())
+    assert float((mine - exact).norm() / exact.norm()) < 0.01
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LokrConfig(multiplier=0.5),
+        LokrConfig.model_validate({"linear_dim": 3, "linear_alpha": 6, "factor": 4}),
+    ],
+    ids=["full", "low-rank"],
+)
+def test_an_adapter_at_full_strength_is_the_merged_model_and_at_none_the_base(
+    small_omnigen: Path, tmp_path: Path, ours: Any, config: LokrConfig
+) -> None:
+    network = lokr.attach(_transformer(small_omnigen), config, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    file = tmp_path / "adapter.safetensors"
+    tensors = lokr.weights(network)
+    lokr.save_adapter(tensors, file, config)
+
+    merged = _transformer(small_omnigen)
+    changed = _merge(merged, tensors, config.multiplier)
+    assert changed == 12
+    tokenizer = ours.multimodal_processor.tokenizer
+    wanted = ((SHORT, 1), (LONG, 2))
+    expected = drawn(build_pipeline(merged, ours.vae, ours.scheduler, tokenizer), *wanted)
+    base = drawn(ours, *wanted)
+
+    source = Source(str(small_omnigen), Path("/"))
+    for strength, reference in ((1.0, expected), (0.0, base)):
+        pipe = source.pipeline(tokenizer, CPU, torch.float32, file, strength)
+        pictures = drawn(pipe, *wanted)
+        assert all(same(one, two) for one, two in zip(pictures, reference, strict=True))
+    assert not same(expected[0], base[0])
+
+
+def _transformer(folder: Path) -> Any:
+    return load_transformer(folder / "transformer", torch.float32, CPU)
+
+
+def _merge(transformer: Any, tensors: dict[str, torch.Tensor], multiplier: float) -> int:
+    """W + multiplier * scale * kron(w1, w2) in every adapted layer; how many there were."""
+    count = 0
+    for name, module in transformer.named_modules():
+        key = f"lycoris_{name}".replace(".", "_")
+        part = {n.removeprefix(f"{key}."): t for n, t in tensors.items() if n.startswith(f"{key}.")}
+        if not part:
+            continue
+        if "lokr_w2" in part:
+            w2, scale = part["lokr_w2"], 1.0
+        else:
+            w2 = part["lokr_w2_a"] @ part["lokr_w2_b"]
+            scale = float(part["alpha"]) / len(part["lokr_w2_b"])
+        module.weight.data += multiplier * scale * torch.kron(part["lokr_w1"], w2)
+        count += 1
+    return count
+
+
+def test_an_adapter_of_another_model_is_refused(small_omnigen: Path, tmp_path: Path) -> None:
+    config = LokrConfig()
+    network = lokr.attach(_transformer(small_omnigen), config, seed=0)
+    tensors = {name: t[..., :1].clone() for name, t in lokr.weights(network).items() if t.ndim}
+    file = tmp_path / "adapter.safetensors"
+    lokr.save_adapter(tensors, file, config)
+    with pytest.raises(UsageError, match="does not fit this model"):
+        lokr.attach_file(_transformer(small_omnigen), file)
+    file.write_bytes(b"not safetensors")
+    with pytest.raises(PipeError, match="not a whole safetensors file"):
+        lokr.attach_file(_transformer(small_omnigen), file)
+
+
+def test_a_picture_that_is_not_finite_is_none(small_omnigen: Path, ours: Any) -> None:
+    broken = _transformer(small_omnigen)
+    broken.proj_out.weight.data[0, 0] = float("inf")
+    tokenizer = ours.multimodal_processor.tokenizer
+    pipe = build_pipeline(broken, ours.vae, ours.scheduler, tokenizer)
+    assert draw(pipe, [Request("x", SHORT, 1)], SETTINGS, nullcontext()) == [None]
+
+
+@pytest.mark.parametrize("change", [{"invert_sigmas": False}, {"num_train_timesteps": 1000}])
+def test_another_scheduler_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    options = {"invert_sigmas": True, "num_train_timesteps": 1, **change}
+    FlowMatchEulerDiscreteScheduler(**options).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="is not OmniGen's"):
+        load_scheduler(tmp_path)
+
+
+def test_a_folder_without_a_scheduler_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_scheduler(tmp_path)

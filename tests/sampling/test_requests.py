@@ -1,0 +1,104 @@
+"""What is asked for: seeds, names, sizes, and a model's own settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifests.errors import UsageError
+from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
+from omnigen_pipe.sampling.requests import (
+    Settings,
+    model_settings,
+    parsed_size,
+    readable_name,
+    requested,
+)
+
+
+@given(
+    prompts=st.lists(st.text(max_size=80), max_size=5),
+    library=st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=5),
+    count=st.integers(1, 3),
+)
+def test_every_prompt_is_drawn_count_times_under_names_of_its_own(
+    prompts: list[str], library: dict[str, str], count: int
+) -> None:
+    requests = requested(prompts, library, 7, count)
+    texts = [*prompts, *library.values()]
+    assert [r.prompt for r in requests] == [text for text in texts for _ in range(count)]
+    assert [r.seed for r in requests] == [7 + i for _ in texts for i in range(count)]
+    assert len({r.stem.casefold() for r in requests}) == len(requests)
+    for request in requests:
+        name = f"{request.stem}.png"
+        assert len(name.encode()) < 256
+        assert not set(name) & set('/\\:*?"<>|\0\n')
+        assert not name.startswith((".", "-"))
+
+
+def test_names_speak() -> None:
+    assert readable_name("A red circle, on: black!") == "a-red-circle-on-black"
+    assert readable_name("日本 naïve") == "日本-naïve"
+    assert readable_name("../..") == "picture"
+    long = readable_name("word " * 40)
+    assert long.endswith("word")
+    assert len(long) <= 60
+    names = [r.name for r in requested(["a cat", "A cat!"], {"A Cat": "x", "kit/ten": "y"}, 0, 1)]
+    assert names == ["a-cat", "a-cat-2", "A-Cat-3", "kit-ten"]
+
+
+def test_prompts_with_input_images_are_refused() -> None:
+    with pytest.raises(UsageError, match="input image"):
+        requested(["like <img><|image_1|></img>"], {}, 0, 1)
+
+
+def test_sizes() -> None:
+    assert parsed_size("1024x768") == {"width": 1024, "height": 768}
+    assert parsed_size("64X32") == {"width": 64, "height": 32}
+    with pytest.raises(UsageError, match="The nearest is 1008x704"):
+        parsed_size("1000x700")
+    with pytest.raises(UsageError, match="The nearest is 16x16"):
+        parsed_size("1x0")
+    for text in ("", "64", "64*64", "-64x64", "64x64x64", "999999x16"):
+        with pytest.raises(UsageError, match="WIDTHxHEIGHT"):
+            parsed_size(text)
+
+
+def test_a_model_says_how_it_wants_to_be_used(tmp_path: Path) -> None:
+    usual = model_settings(None)
+    assert (usual.size, usual.num_inference_steps, usual.guidance_scale) == ("1024x1024", 50, 2.5)
+    assert usual.negative_prompt == DIFFUSERS_NEGATIVE_PROMPT
+    file = tmp_path / "generation.json"
+    file.write_text(json.dumps({"width": 64, "guidance_scale": 3, "negative_prompt": ""}))
+    own = model_settings(file)
+    assert own == usual.model_copy(
+        update={"width": 64, "guidance_scale": 3.0, "negative_prompt": ""}
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be used"),
+        ("[]", "not a JSON object"),
+        ('{"width": 100}', "width: Input should be a multiple of 16"),
+        ('{"steps": 3}', "steps: Extra inputs"),
+        ('{"guidance_scale": NaN}', "guidance_scale"),
+        ('{"num_inference_steps": "3"}', "num_inference_steps"),
+    ],
+)
+def test_wrong_settings_of_a_model_are_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "generation.json"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        model_settings(file)
+    assert str(file) in str(caught.value)
+
+
+def test_changed_settings_are_checked() -> None:
+    with pytest.raises(UsageError, match="The options: guidance_scale"):
+        Settings().changed({"guidance_scale": float("nan")}, "The options")
