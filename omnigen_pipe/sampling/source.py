@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manifests.errors import PipeError
 from omnigen_pipe.config import EMBEDDED, VaeConfig
 from omnigen_pipe.model_files import beside_parts, is_local, part_folder, vae_folder
 from omnigen_pipe.prompts.tokenizer import PromptTokenizer
@@ -86,6 +87,8 @@ class Source:
         and could be wrong is loaded first. Raises `UsageError` or `PipeError` where a part or the
         adapter cannot be used.
         """
+        import torch
+
         from omnigen_pipe.latents.vae import load_vae
         from omnigen_pipe.model.lokr import adapter_config, attach_file
         from omnigen_pipe.model.transformer import load_transformer
@@ -96,8 +99,14 @@ class Source:
         scheduler = load_scheduler(self.folder("scheduler"))
         # SDXL's VAE overflows in half precision.
         options = self.vae_options.model_copy(update={"vae_dtype": "fp32"})
-        vae = load_vae(self.folder("vae"), options, device)
-        transformer = load_transformer(self.folder("transformer"), dtype, device)
-        if adapter is not None:
-            attach_file(transformer, adapter, strength).to(device)
+        try:
+            vae = load_vae(self.folder("vae"), options, device)
+            transformer = load_transformer(self.folder("transformer"), dtype, device)
+            if adapter is not None:
+                attach_file(transformer, adapter, strength).to(device)
+        except torch.OutOfMemoryError as error:
+            raise PipeError(
+                f"{device} has too little memory for {self.label}. Free memory that other "
+                "programs use, or choose another --device."
+            ) from error
         return build_pipeline(transformer, vae, scheduler, tokenizer)

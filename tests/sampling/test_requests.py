@@ -19,10 +19,12 @@ from omnigen_pipe.sampling.requests import (
     requested,
 )
 
+PROMPTS = st.text(max_size=80).filter(lambda text: "<|image_" not in text)
+
 
 @given(
-    prompts=st.lists(st.text(max_size=80), max_size=5),
-    library=st.dictionaries(st.text(max_size=20), st.text(max_size=20), max_size=5),
+    prompts=st.lists(PROMPTS, max_size=5),
+    library=st.dictionaries(st.text(max_size=20), PROMPTS, max_size=5),
     count=st.integers(1, 3),
 )
 def test_every_prompt_is_drawn_count_times_under_names_of_its_own(
