@@ -14,6 +14,7 @@ import torch
 
 from manifests.errors import PipeError
 from omnigen_pipe.model.lokr import read_adapter
+from omnigen_pipe.model.merging import delta_of
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,10 @@ def inspect_adapter(path: Path) -> AdapterReport:
 
 
 def _module(name: str, part: dict[str, torch.Tensor]) -> ModuleReport:
-    full = "lokr_w1" in part and "lokr_w2" in part
-    w1 = part["lokr_w1"] if "lokr_w1" in part else part["lokr_w1_a"] @ part["lokr_w1_b"]
-    w2 = part["lokr_w2"] if "lokr_w2" in part else part["lokr_w2_a"] @ part["lokr_w2_b"]
-    rank = next((part[p].shape[0] for p in ("lokr_w2_b", "lokr_w1_b") if p in part), 1)
-    scale = 1.0 if full else float(part["alpha"]) / rank
-    rows, columns = w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1]
-    # The Frobenius norm of a Kronecker product is the product of the factors' norms.
-    norm = scale * float(w1.norm()) * float(w2.norm())
+    delta = delta_of(name, part)
+    rows, columns = delta.shape
     parameters = sum(t.numel() for p, t in part.items() if p.startswith("lokr_"))
-    return ModuleReport(name, rows, columns, parameters, norm / math.sqrt(rows * columns))
+    return ModuleReport(name, rows, columns, parameters, delta.norm / math.sqrt(rows * columns))
 
 
 def show_report(report: AdapterReport) -> None:

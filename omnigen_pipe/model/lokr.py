@@ -27,7 +27,8 @@ from omnigen_pipe.quiet import quiet_imports
 
 #: What the guide's names mean in diffusers' OmniGen. LyCORIS matches class names exactly.
 CLASS_ALIASES = {"FeedForward": "OmniGenFeedForward"}
-_PREFIX = "lycoris"
+#: How the name of every module of an adapter begins.
+PREFIX = "lycoris"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
                 if _class_of(target) in classes
             },
             "name_algo_map": {},
-            "lora_prefix": _PREFIX,
+            "lora_prefix": PREFIX,
             "use_fnmatch": False,
             "exclude_name": [],
         }
@@ -138,7 +139,7 @@ def _linears(transformer: nn.Module, class_name: str) -> list[str]:
             for inner, child in module.named_modules():
                 if isinstance(child, nn.Linear):
                     full = ".".join(part for part in (outer, inner) if part)
-                    names.append(f"{_PREFIX}_{full}".replace(".", "_"))
+                    names.append(f"{PREFIX}_{full}".replace(".", "_"))
     return names
 
 
