@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -814,6 +814,80 @@ def inspect(
         print(json.dumps(report.as_json(), indent=2))
     else:
         show_report(report)
+
+
+@app.command(
+    epilog="Examples:  \n"
+    "`omnigen-pipe export runs/default -o merged`  \n"
+    "`omnigen-pipe export adapter.safetensors -o merged --model Shitao/OmniGen-v1-diffusers "
+    "--strength 0.8`  \n"
+    "`omnigen-pipe export runs/default -o for-omnigen --layout omnigen --dtype fp32`"
+)
+def export(
+    adapter: Annotated[
+        Path,
+        typer.Argument(
+            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to be made.")
+    ],
+    layout: Annotated[
+        Literal["diffusers", "omnigen"],
+        typer.Option(
+            help="As diffusers reads a model, or as the authors' code does (Shitao/OmniGen-v1). "
+            "In the latter q, k and v are one weight, and three Kronecker products do not join "
+            "into one: an adapter can only be had merged there."
+        ),
+    ] = "diffusers",
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option(
+            help="What the transformer's weights are rounded to.  Default: as the base has them."
+        ),
+    ] = None,
+    strength: Annotated[float, typer.Option(help="1: as trained; 0.5: half of the change.")] = 1.0,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The base model: a hub id or folder.  Default: the workspace's.",
+        ),
+    ] = None,
+    workspace: WorkspaceOption = HERE,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Largest weight file in diffusers' layout, such as 500MB.  Default: 5GB.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace FOLDER where it is an earlier export.")
+    ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Merge an adapter into its base model, and write the result as a model of its own."""
+    from omnigen_pipe.export.exporting import run
+    from omnigen_pipe.export.weight_files import parse_size
+    from omnigen_pipe.progress import Progress
+    from omnigen_pipe.runs.checkpoints import find_adapter
+
+    summary = run(
+        find_adapter(adapter),
+        output,
+        Progress(quiet),
+        workspace=workspace,
+        model=model,
+        layout=layout,
+        dtype=dtype,
+        strength=strength,
+        limit=None if max_shard_size is None else parse_size(max_shard_size),
+        overwrite=overwrite,
+    )
+    _report(summary, as_json, strict=False)
 
 
 @app.command(

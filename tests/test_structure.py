@@ -19,7 +19,7 @@ FLOORS = [
     {"omnigen_pipe.cli"},
     {"stages"},
     {"omnigen_pipe.demo", "omnigen_pipe.memory", "omnigen_pipe.starting"},
-    {"omnigen_pipe.maintenance", "omnigen_pipe.training"},
+    {"omnigen_pipe.export", "omnigen_pipe.maintenance", "omnigen_pipe.training"},
     {"omnigen_pipe.runs", "omnigen_pipe.sampling"},
     {"omnigen_pipe.latents", "omnigen_pipe.model"},
     {"omnigen_pipe.images"},
