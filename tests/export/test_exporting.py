@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from authors import AuthorsModel
 from exported import CONFIG, CPU, adapted, inputs, relative, velocity, write_adapter
-from pipeline_project import Project, configured
+from pipeline_project import COMMAND, Project, configured
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hub_stub import environment, serve
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.export.exporting import run
@@ -362,3 +364,23 @@ def test_the_command_takes_the_workspace_s_model_and_a_run_s_folder(
         "export", "runs/default", "-o", "x", "--max-shard-size", "5 potatoes", status=2
     )
     assert "5GB or 500MB" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_merged_like_a_folder(
+    small_omnigen: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """The cache holds links; the export holds files, and names the repository."""
+    with serve("ann/omnigen") as (endpoint, handler):
+        handler.files = {
+            name: (small_omnigen / name).read_bytes() for name in _files(small_omnigen)
+        }
+        command = [*COMMAND, "export", str(adapter), "-o", "out", "--model", "ann/omnigen"]
+        env = environment(endpoint, tmp_path / "hub")
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
+    _export(adapter, tmp_path / "expected", small_omnigen)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    for name in _files(tmp_path / "expected") - {"export.json"}:
+        found = (tmp_path / "out" / name).read_bytes()
+        assert found == (tmp_path / "expected" / name).read_bytes()
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["base"] == "ann/omnigen"
