@@ -1,0 +1,1 @@
+"""The little world of drawn pictures that the embedded model knows."""

@@ -1,0 +1,81 @@
+"""Scenes as pixels: drawn with Pillow, larger than needed and shrunk, so that edges are smooth."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image, ImageDraw
+
+from omnigen_pipe.world.scenes import BACKGROUNDS, COLOURS, NEW_SHAPE, Scene
+
+#: Pixels a side that are drawn for each pixel of the picture.
+SUPERSAMPLING = 4
+#: The new shape's lower half has this colour, which no word of the known world names.
+SECOND_COLOUR = (0, 170, 170)
+#: Inner corners of a star, and half the width of a cross's arms, as parts of the radius.
+_STAR_INNER, _CROSS_ARM = 0.42, 0.36
+#: Half the width of the new shape, an hourglass, in its middle.
+_WAIST = 0.25
+
+Point = tuple[float, float]
+
+
+def outline(shape: str) -> list[list[Point]]:
+    """The polygons of a shape around (0, 0), within -1 … 1; y grows downwards."""
+    if shape == "circle":
+        return [_around(64, [1.0])]
+    if shape == "square":
+        return [[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]]
+    if shape == "triangle":
+        return [[(0.0, -0.95), (1.0, 0.85), (-1.0, 0.85)]]
+    if shape == "star":
+        return [_around(10, [1.0, _STAR_INNER])]
+    if shape == "cross":
+        a, b = _CROSS_ARM, 1.0
+        corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+        return [[*corners, *((-x, -y) for x, y in corners)]]
+    if shape == NEW_SHAPE:
+        upper = [(-1.0, -1.0), (1.0, -1.0), (_WAIST, 0.0), (-_WAIST, 0.0)]
+        return [upper, [(x, -y) for x, y in upper]]
+    raise ValueError(f"no shape is called {shape}")
+
+
+def _around(corners: int, reaches: list[float]) -> list[Point]:
+    """Corners of a polygon around (0, 0), the first one on top, at distances in turn."""
+    angles = [2 * math.pi * corner / corners - math.pi / 2 for corner in range(corners)]
+    return [
+        (reaches[n % len(reaches)] * math.cos(angle), reaches[n % len(reaches)] * math.sin(angle))
+        for n, angle in enumerate(angles)
+    ]
+
+
+def paint(scene: Scene) -> Image.Image:
+    """The picture in RGB, `scene.width` x `scene.height` pixels."""
+    scale = SUPERSAMPLING
+    large = (scene.width * scale, scene.height * scale)
+    image = Image.new("RGB", large, BACKGROUNDS[scene.background])
+    canvas = ImageDraw.Draw(image)
+    for thing in scene.things:
+        radius = thing.radius * min(large)
+        x, y = thing.x * large[0], thing.y * large[1]
+        colours = (COLOURS[thing.colour], SECOND_COLOUR)
+        for polygon, colour in zip(outline(thing.shape), colours, strict=False):
+            canvas.polygon([(x + radius * px, y + radius * py) for px, py in polygon], fill=colour)
+    return image.resize((scene.width, scene.height), Image.Resampling.BOX)
+
+
+def silhouette(shape: str, side: int) -> Image.Image:
+    """The shape in white on black, mode L, stretched so that it just fills `side` x `side`."""
+    polygons = outline(shape)
+    xs = [x for polygon in polygons for x, _ in polygon]
+    ys = [y for polygon in polygons for _, y in polygon]
+    left, top, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    large = side * SUPERSAMPLING
+    image = Image.new("L", (large, large), 0)
+    canvas = ImageDraw.Draw(image)
+    for polygon in polygons:
+        canvas.polygon(
+            [((x - left) / width * large, (y - top) / height * large) for x, y in polygon],
+            fill=255,
+        )
+    return image.resize((side, side), Image.Resampling.BOX)

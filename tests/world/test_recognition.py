@@ -1,0 +1,114 @@
+"""Recognition sees what was drawn, also when it is blurred and noisy, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from omnigen_pipe.world.drawing import paint
+from omnigen_pipe.world.recognition import judge, look
+from omnigen_pipe.world.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    NEW_SHAPE,
+    SHAPES,
+    Scene,
+    Thing,
+    imagine,
+    imagine_new,
+)
+
+SEEDS = st.integers(0, 2**32)
+
+
+def alone(shape: str, colour: str, radius: float = 0.34) -> Scene:
+    thing = Thing(shape, colour, 0.5, 0.5, radius)
+    return Scene(64, 64, "white", (thing,), f"{thing.words} on a white background")
+
+
+@given(SEEDS)
+@settings(deadline=None)
+def test_what_was_drawn_is_right(seed: int) -> None:
+    draw = random.Random(seed)
+    for scene in (imagine(draw), imagine_new(draw)):
+        verdict = judge(paint(scene), scene)
+        assert verdict.right
+        assert verdict.background is not False
+
+
+@given(SEEDS)
+@settings(deadline=None, max_examples=30)
+def test_a_little_blur_and_noise_do_not_matter(seed: int) -> None:
+    draw = random.Random(seed)
+    scenes = [imagine(draw) for _ in range(20)]
+    right = 0
+    for scene in scenes:
+        blurred = np.asarray(paint(scene).filter(ImageFilter.GaussianBlur(0.8))).astype(float)
+        noise = np.random.default_rng(seed).normal(0, 8, blurred.shape)
+        image = Image.fromarray((blurred + noise).clip(0, 255).astype(np.uint8))
+        right += judge(image, scene).right
+    assert right >= 17
+
+
+@pytest.mark.parametrize("radius", [0.15, 0.34])
+@pytest.mark.parametrize("shape", [*SHAPES, NEW_SHAPE])
+def test_another_shape_is_wrong(shape: str, radius: float) -> None:
+    picture = paint(alone(shape, "red", radius))
+    for other in {*SHAPES, NEW_SHAPE} - {shape}:
+        verdict = judge(picture, alone(other, "red", radius))
+        assert verdict.shapes == (False,)
+        assert not verdict.right
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_another_colour_is_wrong(colour: str) -> None:
+    picture = paint(alone("circle", colour))
+    for other in set(COLOURS) - {colour}:
+        verdict = judge(picture, alone("circle", other))
+        assert (verdict.colours, verdict.shapes) == ((False,), (True,))
+
+
+def test_the_new_shape_in_one_colour_is_wrong() -> None:
+    """Its pattern belongs to it."""
+    scene = alone(NEW_SHAPE, "red")
+    pixels = np.asarray(paint(scene)).copy()
+    pixels[(pixels[..., 0] < 100) & (pixels[..., 1] > 100)] = COLOURS["red"]
+    verdict = judge(Image.fromarray(pixels), scene)
+    assert (verdict.colours, verdict.shapes) == ((False,), (True,))
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_an_empty_picture_shows_nothing(background: str) -> None:
+    picture = Image.new("RGB", (64, 64), BACKGROUNDS[background])
+    assert look(picture).blobs == ()
+    assert not judge(picture, alone("circle", "red")).right
+    assert judge(picture, alone("circle", "red")).background is (background == "white")
+
+
+def test_swapped_things_and_one_more_are_wrong() -> None:
+    near, far = Thing("circle", "red", 0.25, 0.5, 0.19), Thing("cross", "blue", 0.75, 0.5, 0.19)
+    both = Scene(64, 64, "white", (near, far), "a red circle left of a blue cross")
+    assert judge(paint(both), both).right
+    assert judge(paint(both), both).background is None
+    swapped = replace(both, things=(replace(near, x=0.75), replace(far, x=0.25)))
+    assert judge(paint(swapped), both).colours == (False, False)
+    single = replace(both, things=(near,))
+    assert judge(paint(both), single).shapes == (False,)
+    assert judge(paint(single), both).shapes == (True, False)
+
+
+def test_a_thing_elsewhere_is_wrong() -> None:
+    scene = alone("circle", "red", 0.13)
+    moved = replace(scene, things=(replace(scene.things[0], x=0.2),))
+    assert not judge(paint(moved), scene).right
+
+
+def test_noise_shows_no_shape() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert not judge(Image.fromarray(noise), alone("circle", "red")).right
