@@ -123,12 +123,17 @@ def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
         raise _unusable(folder, f"{len(missing)} tensors are missing, such as {names}")
     vae.eval().requires_grad_(False).to(device)
     if options.vae_enable_tiling:
-        vae.enable_tiling()
-        vae.tile_sample_min_size = options.vae_tile_size
-        vae.tile_latent_min_size = options.vae_tile_size // DOWNSCALE
+        enable_tiling(vae, options.vae_tile_size)
     if options.vae_enable_slicing:
         vae.enable_slicing()
     return vae
+
+
+def enable_tiling(vae: Any, side: int) -> None:
+    """Let `vae` encode and decode in tiles of `side` pixels, with less memory."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size = side
+    vae.tile_latent_min_size = side // DOWNSCALE
 
 
 def _unusable(folder: Path, why: str) -> UsageError:

@@ -7,7 +7,7 @@ neighbours in the batch and need a dense mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +64,43 @@ def load_transformer(
     return transformer.to(device)
 
 
+def outline(folder: Path) -> Any:
+    """The transformer of `folder` as its `config.json` has it: shapes without values.
+
+    On torch's meta device, so it is there in a moment. Raises `UsageError` where it cannot be.
+    """
+    with quiet_imports():
+        from diffusers import OmniGenTransformer2DModel
+
+    try:
+        with torch.device("meta"):
+            config = OmniGenTransformer2DModel.load_config(folder)
+            return OmniGenTransformer2DModel.from_config(config)
+    # What diffusers raises for a file that is not there or is not a configuration of its model.
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"The transformer in {folder} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def check_fits(
-    transformer: Any,
+    config: Mapping[str, Any],
     sizes: Sequence[str],
     largest_token: int,
     remedy: str = "Lower `resolution` and run `omnigen-pipe bucket` again.",
 ) -> None:
     """Raise `UsageError` where a size (`WIDTHxHEIGHT`) or a token id is beyond what the
-    transformer has; `remedy` says what to do about a size."""
-    config = transformer.config
-    limit = config.pos_embed_max_size * config.patch_size * PIXELS_PER_LATENT
+    transformer of this `config` has; `remedy` says what to do about a size."""
+    limit = config["pos_embed_max_size"] * config["patch_size"] * PIXELS_PER_LATENT
     for size in sizes:
         if max(int(side) for side in size.split("x")) > limit:
             raise UsageError(
                 f"The size {size} is beyond this transformer's {limit} px a side. {remedy}"
             )
-    if largest_token >= config.vocab_size:
+    if largest_token >= config["vocab_size"]:
         raise UsageError(
             f"The prompts hold the token id {largest_token}, but this transformer knows "
-            f"{config.vocab_size} tokens: the tokenizer belongs to another model."
+            f"{config['vocab_size']} tokens: the tokenizer belongs to another model."
         )
 
 

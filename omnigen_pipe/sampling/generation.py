@@ -105,11 +105,11 @@ def generate(
 
     device = pick_device(drawer.device)
     dtype = pick_precision(drawer.precision, device)
-    progress.note(f"Loading {drawer.source.label} on {device}.")
-    pipe = drawer.source.pipeline(tokenizer, device, dtype, drawer.adapter, drawer.strength)
     prompts = [*dict.fromkeys(request.prompt for request in requests), settings.negative_prompt]
     token = largest_token(tokenizer, prompts)
-    check_fits(pipe.transformer, [settings.size], token, "Choose a smaller --size.")
+    check_fits(drawer.source.outline().config, [settings.size], token, "Choose a smaller --size.")
+    progress.note(f"Loading {drawer.source.label} on {device}.")
+    pipe = drawer.source.pipeline(tokenizer, device, dtype, drawer.adapter, drawer.strength)
 
     began = time.monotonic()
     drawn = []

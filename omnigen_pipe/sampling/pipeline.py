@@ -4,13 +4,14 @@ The loop over times, guidance and the scheduler are diffusers' own. Replaced is 
 and lays out the prompts: by the tokenizer, positions and spans that training uses, and with a
 negative prompt of one's choice. Besides, velocities are float32 before guidance and the step,
 so that latents are not rounded to bfloat16 between steps, and the VAE decodes outside of
-autocast, one picture at a time.
+autocast, in float32 without TF32, one picture at a time.
 
 Given up: saving the second pass where guidance is 1, and input images.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -20,10 +21,15 @@ import torch
 from PIL import Image
 
 from manifests.errors import PipeError, UsageError
+from omnigen_pipe.device import exact_float32
+from omnigen_pipe.latents.vae import enable_tiling
 from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, assembled
 from omnigen_pipe.prompts.tokenizer import PromptTokenizer
 from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.sampling.requests import Request, Settings
+
+#: Side in pixels of the tiles in which a picture is decoded that does not fit into memory as one.
+_TILE = 512
 
 
 def load_scheduler(folder: Path) -> Any:
@@ -47,11 +53,15 @@ def load_scheduler(folder: Path) -> Any:
     return scheduler
 
 
-def build_pipeline(transformer: Any, vae: Any, scheduler: Any, tokenizer: PromptTokenizer) -> Any:
+def build_pipeline(
+    transformer: Any, vae: Any, scheduler: Any, tokenizer: PromptTokenizer, network: Any = None
+) -> Any:
     """diffusers' `OmniGenPipeline` of these parts, for `draw`.
 
     `transformer` is `load_transformer`'s, with or without an adapter; `vae` is in float32, because
-    SDXL's overflows in half precision. Both are on the device that is to compute.
+    SDXL's overflows in float16, and bfloat16's 8 bits are no more than a picture's own. Both are
+    on the device that is to compute. `network` is LyCORIS' of the adapter at its own strength, for
+    `set_strength`.
     """
     with quiet_imports():
         from diffusers import OmniGenPipeline
@@ -61,7 +71,15 @@ def build_pipeline(transformer: Any, vae: Any, scheduler: Any, tokenizer: Prompt
         tokenizer, PIXELS_PER_LATENT * transformer.config.patch_size
     )
     pipe.set_progress_bar_config(disable=True)
+    pipe.adapter = network
+    pipe.adapter_multiplier = None if network is None else network.multiplier
     return pipe
+
+
+def set_strength(pipe: Any, strength: float) -> None:
+    """Let the adapter of `pipe` compute at `strength` times the strength that it was trained at;
+    0 is the base model, to the last bit."""
+    pipe.adapter.set_multiplier(strength * pipe.adapter_multiplier)
 
 
 class PromptProcessor:
@@ -113,23 +131,26 @@ def draw(
     settings: Settings,
     autocast: AbstractContextManager[Any],
     on_step: Callable[[], object] = lambda: None,
+    say: Callable[[str], object] = lambda sentence: None,
 ) -> list[Image.Image | None]:
     """The pictures of `requests`, RGB, drawn as one batch by `build_pipeline`'s `pipe`.
 
     None takes the place of a picture that came out as something else than numbers. `autocast` is
     the precision of the transformer's passes, and `on_step` is called after each step. A picture's
-    noise comes from a CPU generator of its own seed, as diffusers would draw it. Raises `PipeError`
-    where the device has too little memory.
+    noise comes from a CPU generator of its own seed, as diffusers would draw it. Where memory is
+    too short to decode one as a whole, it and all later ones are decoded in tiles, which `say`
+    tells. Raises `PipeError` where the device has too little memory for that, too.
     """
     try:
         latents = draw_latents(pipe, requests, settings, autocast, on_step)
-        return [_decoded(pipe, latent) for latent in latents]
+        return [_decoded(pipe, latent, say) for latent in latents]
     except torch.OutOfMemoryError as error:
         many = len(requests) > 1
+        what = f"{len(requests)} pictures at once" if many else "one picture"
         raise PipeError(
-            f"{pipe.device} ran out of memory at {len(requests)} pictures of {settings.size} at "
-            f"once. {'Lower the batch size' if many else 'Choose a smaller size'}, or free memory "
-            "that other programs use."
+            f"{pipe.device} ran out of memory at {what}, {settings.size} pixels. "
+            f"{'Lower the batch size' if many else 'Choose a smaller size'}, or free memory that "
+            "other programs use."
         ) from error
 
 
@@ -180,12 +201,32 @@ def _float32_velocity(transformer: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _decoded(pipe: Any, latent: torch.Tensor) -> Image.Image | None:
+def _decoded(pipe: Any, latent: torch.Tensor, say: Callable[[str], object]) -> Image.Image | None:
     """The picture of one latent `[4, H/8, W/8]`; None where it is not finite."""
-    with torch.no_grad():
-        unscaled = latent[None].to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
-        pixels = pipe.vae.decode(unscaled, return_dict=False)[0]
+    pixels = None
+    try:
+        pixels = _pixels(pipe, latent)
+    except torch.OutOfMemoryError:
+        if pipe.vae.use_tiling:
+            raise
+    if pixels is None:  # not above: there the error still holds on to what was computed
+        gc.collect()
+        torch.cuda.empty_cache()
+        enable_tiling(pipe.vae, _TILE)
+        say(
+            f"{pipe.device} has too little memory to decode a picture as a whole: from here on "
+            f"pictures are decoded in tiles of {_TILE} px, which changes them slightly."
+        )
+        pixels = _pixels(pipe, latent)
     if not bool(pixels.isfinite().all()):
         return None
     picture: Image.Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
     return picture
+
+
+def _pixels(pipe: Any, latent: torch.Tensor) -> torch.Tensor:
+    """`[1, 3, H, W]` from -1 to 1, as the VAE decodes `latent`."""
+    with torch.no_grad(), exact_float32():
+        unscaled = latent[None].to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+        decoded: torch.Tensor = pipe.vae.decode(unscaled, return_dict=False)[0]
+    return decoded

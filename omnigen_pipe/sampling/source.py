@@ -73,6 +73,20 @@ class Source:
         """Its tokenizer."""
         return load_tokenizer(self.folder("tokenizer"))
 
+    def outline(self) -> Any:
+        """Its transformer's shapes; see `transformer.outline`. Of a model on the hub this fetches
+        the configuration only."""
+        from omnigen_pipe.model.transformer import outline
+
+        config = beside_parts(
+            self.name,
+            "transformer/config.json",
+            start=self.start,
+            revision=self.revision,
+            download=True,
+        )
+        return outline(self.folder("transformer") if config is None else config.parent)
+
     def pipeline(
         self,
         tokenizer: PromptTokenizer,
@@ -80,33 +94,55 @@ class Source:
         dtype: torch.dtype,
         adapter: Path | None = None,
         strength: float = 1.0,
+        base_precision: str = "no_change",
+        via: str = "cpu",
     ) -> Any:
         """diffusers' pipeline (see `pipeline.build_pipeline`), the transformer in `dtype`.
 
-        `adapter` is the file of one that is attached at `strength` times its own. What is small
-        and could be wrong is loaded first. Raises `UsageError` or `PipeError` where a part or the
-        adapter cannot be used.
+        `adapter` is the file of one that is attached at `strength` times its own. `base_precision`
+        and `via` are those of `load_transformer`. What is small and could be wrong is loaded
+        first. Raises `UsageError` or `PipeError` where a part or the adapter cannot be used.
         """
         import torch
 
         from omnigen_pipe.latents.vae import load_vae
-        from omnigen_pipe.model.lokr import adapter_config, attach_file
+        from omnigen_pipe.model.lokr import attach_file
         from omnigen_pipe.model.transformer import load_transformer
-        from omnigen_pipe.sampling.pipeline import build_pipeline, load_scheduler
+        from omnigen_pipe.sampling.pipeline import build_pipeline, load_scheduler, set_strength
 
-        if adapter is not None:
-            adapter_config(adapter)
         scheduler = load_scheduler(self.folder("scheduler"))
-        # SDXL's VAE overflows in half precision.
+        if adapter is not None:
+            attach_file(self.outline(), adapter)
+        # SDXL's VAE overflows in float16, and bfloat16 has no more digits than a picture.
         options = self.vae_options.model_copy(update={"vae_dtype": "fp32"})
         try:
             vae = load_vae(self.folder("vae"), options, device)
-            transformer = load_transformer(self.folder("transformer"), dtype, device)
+            transformer = load_transformer(
+                self.folder("transformer"), dtype, device, base_precision, via
+            )
+            network = None
             if adapter is not None:
-                attach_file(transformer, adapter, strength).to(device)
+                network = attach_file(transformer, adapter).to(device)
         except torch.OutOfMemoryError as error:
+            remedies = ["free memory that other programs use", "choose another --device"]
+            if base_precision == "no_change":
+                remedies.insert(0, "use --base-model-precision, such as int8-torchao")
+            if dtype == torch.float32:
+                remedies.insert(0, f"use --precision {_half_precision(device)}")
             raise PipeError(
-                f"{device} has too little memory for {self.label}. Free memory that other "
-                "programs use, or choose another --device."
+                f"{device} has too little memory for {self.label}. To mend that, "
+                f"{', or '.join(remedies)}."
             ) from error
-        return build_pipeline(transformer, vae, scheduler, tokenizer)
+        pipe = build_pipeline(transformer, vae, scheduler, tokenizer, network)
+        if network is not None:
+            set_strength(pipe, strength)
+        return pipe
+
+
+def _half_precision(device: torch.device) -> str:
+    """The name of the 16 bits that `device` computes in."""
+    import torch
+
+    from omnigen_pipe.device import pick_precision
+
+    return "bf16" if pick_precision("auto", device) == torch.bfloat16 else "fp16"

@@ -133,7 +133,8 @@ class Session:
             initial = find_adapter(self.workspace.path(config.init_lora))
         sharded = config.fsdp_enable and self.processes.size > 1
         trainee = load_trainee(self.workspace, self.lokr, device, initial=initial, sharded=sharded)
-        check_fits(trainee.transformer, self.frozen.bucket_names, self.frozen.largest_token())
+        shape = trainee.transformer.config
+        check_fits(shape, self.frozen.bucket_names, self.frozen.largest_token())
         for target in trainee.targets:
             self.progress.note(target.describe())
         total = summary.details["total_steps"]

@@ -37,6 +37,7 @@ from omnigen_pipe.sampling.pipeline import (
     draw,
     draw_latents,
     load_scheduler,
+    set_strength,
 )
 from omnigen_pipe.sampling.requests import Request, Settings
 from omnigen_pipe.sampling.source import Source
@@ -214,14 +215,16 @@ def test_the_negative_prompt_counts_with_guidance_and_only_then(ours: Any) -> No
     assert same(*unguided)
 
 
-def test_nothing_stays_behind_in_the_transformer(ours: Any) -> None:
+def test_nothing_stays_behind_in_the_transformer(small_omnigen: Path, ours: Any) -> None:
     """Training draws in between: afterwards its model must be what it was."""
-    ours.transformer.to(torch.bfloat16)
-    try:
-        drawn(ours, (SHORT, 1))
-        assert not ours.transformer._forward_hooks
-    finally:
-        ours.transformer.to(torch.float32)
+    transformer = load_transformer(small_omnigen / "transformer", torch.bfloat16, CPU)
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    tokenizer = ours.multimodal_processor.tokenizer
+    drawn(build_pipeline(transformer, ours.vae, ours.scheduler, tokenizer), (SHORT, 1))
+    assert not transformer._forward_hooks
+    after = transformer.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_latents_are_not_rounded_to_the_models_precision(small_omnigen: Path, ours: Any) -> None:
@@ -303,6 +306,139 @@ def _merge(transformer: Any, tensors: dict[str, torch.Tensor], multiplier: float
         module.weight.data += multiplier * scale * torch.kron(part["lokr_w1"], w2)
         count += 1
     return count
+
+
+def _adapter(folder: Path, file: Path, config: LokrConfig, size: float) -> Path:
+    """Write an adapter for the model in `folder`, of random factors of that size, as `file`."""
+    network = lokr.attach(_transformer(folder), config, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    lokr.save_adapter(lokr.weights(network), file, config)
+    return file
+
+
+def test_the_strength_can_be_changed_between_pictures(small_omnigen: Path, tmp_path: Path) -> None:
+    """Each is that of a pipeline of that strength from the start, in whatever order."""
+    config = LokrConfig(multiplier=0.5)
+    file = _adapter(small_omnigen, tmp_path / "adapter.safetensors", config, 0.1)
+    source = Source(str(small_omnigen), Path("/"))
+    tokenizer = source.tokenizer()
+    changing = source.pipeline(tokenizer, CPU, torch.float32, file, 7.0)
+    for strength in (1.0, 0.0, 0.4):
+        set_strength(changing, strength)
+        fresh = source.pipeline(tokenizer, CPU, torch.float32, file, strength)
+        (one,), (other,) = (drawn(pipe, (SHORT, 1)) for pipe in (changing, fresh))
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("base", ["no_change", "int8-torchao"])
+def test_half_precision_and_fewer_bits_draw_nearly_the_same(
+    small_omnigen: Path, tmp_path: Path, ours: Any, base: str
+) -> None:
+    """What a GPU draws with an adapter, and what a base model in fewer bits does."""
+    file = _adapter(small_omnigen, tmp_path / "adapter.safetensors", LokrConfig(), 0.2)
+    source = Source(str(small_omnigen), Path("/"))
+    tokenizer = source.tokenizer()
+    request = [Request("x", SHORT, 1)]
+
+    def latents(dtype: torch.dtype, adapter: Path | None, base: str) -> torch.Tensor:
+        pipe = source.pipeline(tokenizer, CPU, dtype, adapter, base_precision=base)
+        autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+        return draw_latents(pipe, request, SETTINGS, autocast)
+
+    exact = latents(torch.float32, file, "no_change")
+    plain = draw_latents(ours, request, SETTINGS, nullcontext())
+    half = latents(torch.bfloat16, file, base)
+    assert half.dtype == torch.float32
+    assert float((half - exact).norm()) < 0.1 * float((plain - exact).norm())
+    assert 0 < float((half - exact).norm() / exact.norm()) < 0.05
+
+
+def test_pictures_are_decoded_without_tf32(ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, allowed = ours.vae.decode, []
+
+    def decode(*args: Any, **options: Any) -> Any:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(ours.vae, "decode", decode)
+    drawn(ours, (SHORT, 1))
+    assert allowed == [False]
+
+
+def _short_of_memory(vae: Any, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Let the decoder of `vae` have memory for latents of at most `limit` a side."""
+    plain = vae.decoder.forward
+
+    def decode(latent: torch.Tensor, *rest: Any) -> Any:
+        if max(latent.shape[-2:]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(latent, *rest)
+
+    monkeypatch.setattr(vae.decoder, "forward", decode)
+
+
+def test_a_picture_that_is_too_large_to_decode_is_decoded_in_tiles(
+    small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same as diffusers' own tiling, and said once."""
+    source = Source(str(small_omnigen), Path("/"))
+    pipe = source.pipeline(source.tokenizer(), CPU, torch.float32)
+    settings = SETTINGS.changed({"width": 576, "num_inference_steps": 1}, "test")
+    requests = [Request("x", SHORT, seed) for seed in (1, 2)]
+    whole = [levels(picture) for picture in draw(pipe, requests, settings, nullcontext())]
+    _short_of_memory(pipe.vae, monkeypatch, 64)
+    said: list[str] = []
+    tiled = draw(pipe, requests, settings, nullcontext(), say=said.append)
+    assert len(said) == 1
+    assert "in tiles of 512 px" in said[0]
+    reference = AutoencoderKL.from_pretrained(small_omnigen / "vae")
+    reference.enable_tiling()
+    reference.tile_sample_min_size, reference.tile_latent_min_size = 512, 64
+    latents = draw_latents(pipe, requests, settings, nullcontext())
+    with torch.no_grad():
+        decoded = reference.decode(latents[:1] / reference.config.scaling_factor).sample
+    (expected,) = pipe.image_processor.postprocess(decoded, output_type="pil")
+    assert same(levels(tiled[0]), levels(expected))
+    assert np.abs(levels(tiled[1]) - whole[1]).mean() < 3
+
+
+def test_without_memory_for_a_tile_drawing_fails_and_says_what_to_do(
+    small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(str(small_omnigen), Path("/"))
+    pipe = source.pipeline(source.tokenizer(), CPU, torch.float32)
+    _short_of_memory(pipe.vae, monkeypatch, 0)
+    with pytest.raises(PipeError, match="out of memory at one picture, 48x32 pixels"):
+        draw(pipe, [Request("x", SHORT, 1)], SETTINGS, nullcontext())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "base", "remedy"),
+    [
+        (torch.float32, "no_change", "use --precision fp16, or use --base-model-precision"),
+        (torch.bfloat16, "no_change", "To mend that, use --base-model-precision"),
+        (torch.bfloat16, "int8-torchao", "To mend that, free memory"),
+    ],
+)
+def test_a_model_that_does_not_fit_into_memory_says_what_to_do(
+    small_omnigen: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    base: str,
+    remedy: str,
+) -> None:
+    """The CPU stands for a GPU without bfloat16."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("omnigen_pipe.model.transformer.load_transformer", full)
+    source = Source(str(small_omnigen), Path("/"))
+    with pytest.raises(PipeError, match=f"too little memory for omnigen.*{remedy}"):
+        source.pipeline(source.tokenizer(), CPU, dtype, base_precision=base)
 
 
 def test_an_adapter_of_another_model_is_refused(small_omnigen: Path, tmp_path: Path) -> None:
