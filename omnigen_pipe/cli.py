@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from manifests.errors import PipeError, UsageError
+from omnigen_pipe import precisions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -591,7 +592,7 @@ ModelPanel = "What draws them"
 @app.command(
     epilog="Examples:  \n"
     '`omnigen-pipe generate "a red circle on a black background" -o out.png`  \n'
-    "`omnigen-pipe generate --adapter runs/default --grid validation.png`  \n"
+    "`omnigen-pipe generate --adapter runs/default --strength 0 --strength 1 --grid grid.png`  \n"
     '`omnigen-pipe generate "a cat" "a dog" --model Shitao/OmniGen-v1-diffusers --count 4 '
     "--size 768x1024 -o pets`"
 )
@@ -626,10 +627,19 @@ def generate(
             rich_help_panel=ModelPanel,
         ),
     ] = None,
-    strength: Annotated[
-        float | None,
+    ema: Annotated[
+        bool,
         typer.Option(
-            help="Strength of the adapter, times the one it was trained at.  Default: 1.",
+            "--ema",
+            help="Take the adapter's average, of a run that was trained with use_ema.",
+            rich_help_panel=ModelPanel,
+        ),
+    ] = False,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Strength of the adapter, times the one it was trained at; 0 is the base model.  "
+            "Several, each with its own --strength, draw every picture at each.  Default: 1.",
             rich_help_panel=ModelPanel,
         ),
     ] = None,
@@ -704,7 +714,7 @@ def generate(
     grid: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Put all pictures on one sheet.", rich_help_panel=FilePanel
+            metavar="FILE", help="Put all pictures on one grid.", rich_help_panel=FilePanel
         ),
     ] = None,
     captions: Annotated[
@@ -719,56 +729,87 @@ def generate(
         int, typer.Option(min=1, help="Pictures at once; changes speed and memory only.")
     ] = 1,
     precision: Annotated[
-        str,
+        Literal["auto", "bf16", "fp16", "fp32", "no"] | None,
         typer.Option(
-            help="auto, bf16, fp16 or no (float32).  auto: bf16 where the GPU has it, else no."
+            help="What the transformer computes in: bf16, fp16, fp32 (or no, which is the same), "
+            "or auto: bf16 where the GPU has it, else fp32.  Default: the workspace's "
+            "mixed_precision, else auto.",
         ),
-    ] = "auto",
+    ] = None,
+    base_model_precision: Annotated[
+        precisions.BasePrecision | None,
+        typer.Option(
+            help="Fewer bits for the base model's weights, such as int8-torchao or nf4-bnb.  "
+            "Default: the workspace's, else no_change.",
+        ),
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Draw pictures from prompts, with or without an adapter."""
+    from omnigen_pipe.config import TrainConfig
     from omnigen_pipe.progress import Progress
-    from omnigen_pipe.runs.checkpoints import find_adapter
-    from omnigen_pipe.sampling import generation
-    from omnigen_pipe.sampling.requests import parsed_size
+    from omnigen_pipe.sampling import generation, requests
+    from omnigen_pipe.sampling.drawer import Drawer
     from omnigen_pipe.sampling.source import Source
 
-    if precision not in ("auto", "bf16", "fp16", "no"):
-        raise UsageError(f"--precision {precision}: it is one of auto, bf16, fp16, no.")
-    if strength is not None and adapter is None:
-        raise UsageError("--strength is an adapter's: name one with --adapter.")
-    if strength is not None and not math.isfinite(strength):
-        raise UsageError(f"--strength {strength}: it must be a number.")
+    if adapter is None and (strength or ema):
+        option = "--strength" if strength else "--ema"
+        raise UsageError(f"{option} is an adapter's: name one with --adapter.")
+    for number in strength or []:
+        if not math.isfinite(number):
+            raise UsageError(f"--strength {number}: it must be a number.")
     opened = _drawing_workspace(workspace, model)
     source = Source.of(opened) if opened else Source(model or "", Path.cwd())
     given: dict[str, object] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
         "negative_prompt": negative_prompt,
-        **(parsed_size(size) if size is not None else {}),
+        **(requests.parsed_size(size) if size is not None else {}),
     }
     options = {key: value for key, value in given.items() if value is not None}
-    requests = generation.wanted(opened, prompts or [], prompt_library, seed, count)
-    drawer = generation.Drawer(
+    wanted = requests.chosen_requests(opened, prompts or [], prompt_library, seed, count)
+    if adapter is not None:
+        wanted = requests.at_strengths(wanted, strength or [1.0])
+    computing = opened.config.train if opened else TrainConfig()
+    chosen = precision or computing.mixed_precision
+    drawer = Drawer(
         source,
-        None if adapter is None else find_adapter(adapter),
-        1.0 if strength is None else strength,
+        None if adapter is None else _adapter_file(adapter, ema),
         device,
-        precision,
+        "no" if chosen == "fp32" else chosen,
+        base_model_precision or computing.base_model_precision,
+        computing.quantize_via,
         batch_size,
     )
-    summary = generation.generate(
-        drawer,
-        requests,
-        settings := generation.settled(source, opened, options),
-        generation.Output(output, overwrite, grid, captions),
-        Progress(quiet),
-    )
+    settings = requests.chosen_settings(source.settings(), opened, options)
+    place = generation.Output(output, overwrite, grid, captions)
+    summary = generation.generate(drawer, wanted, settings, place, Progress(quiet))
     if not as_json:
         summary.notes += generation.remarks(summary, settings, negative_prompt is not None)
     _report(summary, as_json, strict=False)
+
+
+def _adapter_file(adapter: Path, ema: bool) -> Path:
+    """The file of the adapter that `adapter` names, or, with `ema`, that of its average."""
+    from omnigen_pipe.runs.checkpoints import EMA_NAME, find_adapter
+
+    file = find_adapter(adapter)
+    if not ema:
+        return file
+    if not adapter.is_dir():
+        raise UsageError(
+            f"--ema takes the average in a run's or a checkpoint's folder, and {adapter} is none. "
+            "Name the folder, or the average's file without --ema."
+        )
+    average = file.with_name(EMA_NAME)
+    if not average.is_file():
+        raise UsageError(
+            f"{average.parent.absolute()} holds no {EMA_NAME}: the run has no average "
+            "(use_ema = false). Leave out --ema."
+        )
+    return average
 
 
 def _drawing_workspace(workspace: Path | None, model: str | None) -> Workspace | None:

@@ -1,27 +1,31 @@
 """`omnigen-pipe generate`: pictures from prompts, with any OmniGen and any of our adapters.
 
 Whatever can be wrong in the request is found before the model is loaded. Each batch's pictures
-are written as soon as they are drawn.
+are written as soon as they are drawn, and a grid of what was drawn also where the work ends early:
+the pictures of a grid stay in memory until then.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from manifests.errors import UsageError
-from manifests.parquet import tool_version
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.prompts.library import read_library, validation_prompts
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
-from omnigen_pipe.sampling.files import file_place, places, write_picture
-from omnigen_pipe.sampling.requests import Request, Settings, requested
-from omnigen_pipe.sampling.source import Source
+from omnigen_pipe.sampling.drawer import Drawer, batches, drawn
+from omnigen_pipe.sampling.files import check_size, checked_path, output_paths, write_picture
+from omnigen_pipe.sampling.grid import Grid, planned_grid
+from omnigen_pipe.sampling.metadata import grid_metadata, picture_metadata
+from omnigen_pipe.sampling.requests import Request, Settings
+from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
-from omnigen_pipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: Where pictures go that are not told where to.
 DEFAULT_FOLDER = Path("generated")
@@ -29,9 +33,9 @@ DEFAULT_FOLDER = Path("generated")
 
 @dataclass(frozen=True)
 class Output:
-    """Where pictures and their contact sheet go; see `files.places`.
+    """Where pictures and their grid go; see `files.output_paths`.
 
-    `pictures` None means no files of their own where there is a sheet, else `DEFAULT_FOLDER`.
+    `pictures` None means no files of their own where there is a grid, else `DEFAULT_FOLDER`.
     """
 
     pictures: Path | None = None
@@ -40,48 +44,17 @@ class Output:
     captions: bool = True
 
 
-@dataclass(frozen=True)
-class Drawer:
-    """What draws: a model, an adapter's file and its strength, and where and how it computes."""
-
-    source: Source
-    adapter: Path | None = None
-    strength: float = 1.0
-    device: str | None = None
-    precision: str = "auto"
-    batch_size: int = 1
+class _StoppedError(Exception):
+    """A signal asked to leave."""
 
 
-def wanted(
-    workspace: Workspace | None,
-    prompts: Sequence[str],
-    library: Path | None,
-    seed: int,
-    count: int,
-) -> list[Request]:
-    """The pictures that are asked for; without prompts, the validation prompts of `workspace`."""
-    by_nickname = read_library(library, "--prompt-library") if library is not None else {}
-    if not prompts and library is None and workspace is not None:
-        by_nickname = validation_prompts(workspace)
-    if not prompts and not by_nickname:
-        raise UsageError(
-            "There is nothing to draw. Give a prompt, such as "
-            '`omnigen-pipe generate "a red circle"`, or a file with --prompt-library.'
-        )
-    return requested(prompts, by_nickname, seed, count)
+@dataclass
+class _Drawn:
+    """What has been drawn so far: the files, the pictures for the grid, and the black ones."""
 
-
-def settled(source: Source, workspace: Workspace | None, options: Mapping[str, object]) -> Settings:
-    """How pictures are drawn: `options`, else what the workspace says, else the model's own.
-
-    `workspace` is None where the model is not a workspace's.
-    """
-    settings = source.settings()
-    if workspace is not None:
-        negative = workspace.config.validation.validation_negative_prompt
-        if negative is not None:
-            settings = settings.changed({"negative_prompt": negative}, "[validation]")
-    return settings.changed(options, "The options")
+    paths: dict[Request, Path | None]
+    pictures: dict[Request, Image.Image]
+    overflowed: int = 0
 
 
 def generate(
@@ -97,6 +70,7 @@ def generate(
     a failed one. Raises `UsageError` and `PipeError` as the parts do.
     """
     files = _files(output, requests)
+    grid = _checked_grid(output, requests, settings)
     tokenizer = drawer.source.tokenizer()
 
     from omnigen_pipe.device import peak_memory, pick_device, pick_precision
@@ -105,146 +79,131 @@ def generate(
 
     device = pick_device(drawer.device)
     dtype = pick_precision(drawer.precision, device)
+    dtype_name = str(dtype).removeprefix("torch.")
     prompts = [*dict.fromkeys(request.prompt for request in requests), settings.negative_prompt]
     token = largest_token(tokenizer, prompts)
     check_fits(drawer.source.outline().config, [settings.size], token, "Choose a smaller --size.")
     progress.note(f"Loading {drawer.source.label} on {device}.")
-    pipe = drawer.source.pipeline(tokenizer, device, dtype, drawer.adapter, drawer.strength)
+    pipe = drawer.source.pipeline(
+        tokenizer,
+        device,
+        dtype,
+        drawer.adapter,
+        base_precision=drawer.base_precision,
+        via=drawer.via,
+    )
 
     began = time.monotonic()
-    drawn = []
-    with progress.task("Drawing", _steps(requests, drawer, settings)) as advance:
-        for request, path, picture in _pictures(
-            pipe, dtype, drawer, requests, files, settings, lambda: advance(1, "steps")
-        ):
-            if path is not None:
-                told = made(drawer, request, settings)
-                path = write_picture(picture, path, told, output.overwrite)
-            kept = picture if output.grid is not None else None
-            drawn.append((request, path, kept))
-    sheet = None
-    if output.grid is not None and drawn:
-        complete = len(drawn) == len(requests)
-        captioned = [(request, kept) for request, _, kept in drawn]
-        sheet = _write_grid(captioned, output.grid, output, complete)
-    summary = Summary("generate", changed=True, counts={"pictures": len(drawn)}, unchanged="")
-    _account(summary, len(requests) - len(drawn), drawer)
+    summary = Summary("generate", changed=True, unchanged="")
+    done = _Drawn({}, {})
+    written = None
+    work = batches(requests, drawer.batch_size)
+    steps = len(work) * settings.num_inference_steps
+    with stop_on_signal() as stop, progress.task("Drawing", steps) as advance:
+
+        def on_step() -> None:
+            advance(1, "steps")
+            if stop.signal is not None:
+                raise _StoppedError
+
+        def say(sentence: str) -> None:
+            summary.say(progress, sentence)
+
+        try:
+            for batch in work:
+                for request, picture in drawn(pipe, dtype, batch, settings, on_step, say):
+                    if picture is None:
+                        done.overflowed += 1
+                        continue
+                    path = files[request]
+                    if path is not None:
+                        told = picture_metadata(drawer, dtype_name, settings, request)
+                        path = write_picture(picture, path, told, output.overwrite)
+                    done.paths[request] = path
+                    if grid is not None:
+                        done.pictures[request] = picture
+        except _StoppedError:
+            summary.signal = stop.signal
+            summary.notes.append(f"Stopped: {len(done.paths)} of {len(requests)} were drawn.")
+        finally:
+            if grid is not None and done.pictures:
+                cells = [cell for cell in grid.cells if cell in done.pictures]
+                told = grid_metadata(drawer, dtype_name, settings, cells)
+                written = _write_grid(grid, done, told, output)
+                if len(done.paths) + done.overflowed < len(requests):
+                    progress.note(f"Wrote what was drawn: {written}", always=True)
+    summary.counts = {"pictures": len(done.paths)}
+    _account(summary, done.overflowed, dtype_name, drawer)
     summary.details = {
         "model": drawer.source.label,
         "adapter": None if drawer.adapter is None else str(drawer.adapter.absolute()),
-        "strength": drawer.strength,
         **settings.model_dump(),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": dtype_name,
+        "base_model_precision": drawer.base_precision,
         "device": str(device),
-        "pictures": [
-            {
-                "path": None if path is None else str(path.absolute()),
-                "name": request.name,
-                "prompt": request.prompt,
-                "seed": request.seed,
-            }
-            for request, path, _ in drawn
-        ],
-        "grid": None if sheet is None else str(sheet.absolute()),
+        "pictures": [_entry(request, path) for request, path in done.paths.items()],
+        "grid": None if written is None else str(written.absolute()),
         "seconds": round(time.monotonic() - began, 3),
         "memory_gib": round(peak_memory(device), 3),
     }
     return summary
 
 
-def _files(output: Output, requests: Sequence[Request]) -> list[Path | None]:
-    """The file of each picture; None where only the contact sheet is wanted."""
+def _entry(request: Request, path: Path | None) -> dict[str, object]:
+    """What the JSON says of one picture, and where it lies, if it has a file."""
+    return {
+        "path": None if path is None else str(path.absolute()),
+        "name": request.name,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "strength": request.strength,
+    }
+
+
+def _files(output: Output, requests: Sequence[Request]) -> Mapping[Request, Path | None]:
+    """The file of each picture; None where only the grid is wanted."""
     if output.grid is not None:
-        file_place("--grid", output.grid, output.overwrite)
+        checked_path("--grid", output.grid, output.overwrite)
         if output.pictures is None:
-            return [None] * len(requests)
-    files = places(output.pictures or DEFAULT_FOLDER, requests, output.overwrite)
+            return dict.fromkeys(requests)
+    files = output_paths(output.pictures or DEFAULT_FOLDER, requests, output.overwrite)
     if output.grid is not None and output.grid.absolute() in [file.absolute() for file in files]:
         raise UsageError(f"--grid and --output are both {output.grid}. Name another.")
-    return [*files]
+    return dict(zip(requests, files, strict=True))
 
 
-def _steps(requests: Sequence[Request], drawer: Drawer, settings: Settings) -> int:
-    """Steps of all batches."""
-    return len(range(0, len(requests), drawer.batch_size)) * settings.num_inference_steps
+def _checked_grid(output: Output, requests: Sequence[Request], settings: Settings) -> Grid | None:
+    """The grid, if one is wanted, once it is known that its file can hold it."""
+    if output.grid is None:
+        return None
+    grid = planned_grid(requests, output.captions)
+    size = grid.size(settings.width, settings.height)
+    check_size("--grid", output.grid, size, "draw fewer or smaller pictures")
+    return grid
 
 
-def _pictures(
-    pipe: Any,
-    dtype: Any,
-    drawer: Drawer,
-    requests: Sequence[Request],
-    files: Sequence[Path | None],
-    settings: Settings,
-    on_step: Callable[[], object],
-) -> Iterator[tuple[Request, Path | None, Any]]:
-    """Each picture that could be drawn, with its request and file, batch by batch."""
-    from omnigen_pipe.sampling.pipeline import draw
-
-    for start in range(0, len(requests), drawer.batch_size):
-        batch = slice(start, start + drawer.batch_size)
-        autocast = _autocast(pipe.device, dtype)
-        pictures = draw(pipe, requests[batch], settings, autocast, on_step)
-        for request, path, picture in zip(requests[batch], files[batch], pictures, strict=True):
-            if picture is not None:
-                yield request, path, picture
+def _write_grid(grid: Grid, done: _Drawn, told: Mapping[str, str], output: Output) -> Path:
+    """Write the grid of what is `done`; returns its file."""
+    assert output.grid is not None  # else there would be no grid
+    return write_picture(grid.picture(done.pictures), output.grid, told, output.overwrite)
 
 
-def _autocast(device: Any, dtype: Any) -> Any:
-    """The precision of a pass, as in training: the base model's, the adapter's included."""
-    import torch
-
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def made(drawer: Drawer, request: Request, settings: Settings) -> dict[str, str]:
-    """How a picture was made, for its file: no paths, which concern nobody else."""
-    said = {
-        "prompt": request.prompt,
-        "negative_prompt": settings.negative_prompt,
-        "seed": str(request.seed),
-        "steps": str(settings.num_inference_steps),
-        "guidance": f"{settings.guidance_scale:g}",
-        "size": settings.size,
-        "model": drawer.source.label,
-        "software": f"omnigen-pipe {tool_version()}",
-    }
-    if drawer.adapter is not None:
-        said |= {"adapter": drawer.adapter.name, "strength": f"{drawer.strength:g}"}
-    return said
-
-
-def _account(summary: Summary, lost: int, drawer: Drawer) -> None:
+def _account(summary: Summary, overflowed: int, dtype: str, drawer: Drawer) -> None:
     """Say of pictures that were not written why, and what to do."""
-    if not lost:
+    if not overflowed:
         return
     summary.failed = True
-    summary.left_out = {"the model's numbers overflowed: the picture would be black": lost}
-    remedy = "use another --precision, such as no or bf16"
+    summary.left_out = {"the model's numbers overflowed: the picture would be black": overflowed}
+    remedies = []
+    if dtype != "float32":
+        remedies.append(f"use --precision {'bf16 or fp32' if dtype == 'float16' else 'fp32'}")
+    if drawer.base_precision != "no_change":
+        remedies.append("use --base-model-precision no_change")
     if drawer.adapter is not None:
-        remedy += ", or lower --strength"
-    summary.notes.append(f"To mend that, {remedy}.")
-
-
-def _write_grid(
-    drawn: Sequence[tuple[Request, Any]], path: Path, output: Output, complete: bool
-) -> Path:
-    """The contact sheet: the pictures of one prompt in a row, where there are several of each."""
-    from omnigen_pipe.sampling.grid import contact_sheet
-
-    seeds = {request.seed for request, _ in drawn}
-    several = len(seeds) > 1
-    captions = [
-        f"{request.prompt} (seed {request.seed})" if several else request.prompt
-        for request, _ in drawn
-    ]
-    sheet = contact_sheet(
-        [picture for _, picture in drawn],
-        captions if output.captions else None,
-        len(seeds) if several and complete else None,
-    )
-    told = {"software": f"omnigen-pipe {tool_version()}"}
-    return write_picture(sheet, path, told, output.overwrite)
+        remedies.append("lower --strength")
+    if not remedies:
+        remedies.append("fetch the model again: its weights are not numbers, or too large")
+    summary.notes.append(f"To mend that, {', or '.join(remedies)}.")
 
 
 def remarks(summary: Summary, settings: Settings, chosen: bool) -> list[str]:

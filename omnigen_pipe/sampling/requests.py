@@ -1,5 +1,7 @@
 """What is to be drawn: a prompt and a seed for each picture, and settings for all of them.
 
+The options come first, then what a workspace says, then what the model's makers say.
+
 A picture's noise comes from its seed alone, so neither the size of a batch nor its neighbours
 change it. Imports no torch: wrong requests are refused before anything is loaded.
 """
@@ -9,14 +11,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from manifests.errors import UsageError
+from omnigen_pipe.prompts.library import read_library, validation_prompts
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
+from omnigen_pipe.workspace import Workspace
 
 #: Sides of pictures are multiples of this: 8 pixels a latent, 2x2 latents a token.
 ALIGNMENT = 16
@@ -40,6 +44,13 @@ class Settings(BaseModel):
     guidance_scale: float = Field(2.5, ge=0)
     negative_prompt: str = DIFFUSERS_NEGATIVE_PROMPT
 
+    @field_validator("negative_prompt")
+    @classmethod
+    def _without_images(cls, text: str) -> str:
+        if _asks_for_image(text):
+            raise ValueError("it asks for an input image, and none can be given")
+        return text
+
     @property
     def size(self) -> str:
         """`WIDTHxHEIGHT`."""
@@ -55,20 +66,25 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"{where}: {key}: {first['msg']}.") from error
+            why = first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{where}: {key}: {why}.") from error
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture: `name` is distinct for each prompt and can be part of a file's name."""
+    """One picture: `name` is distinct for each prompt and can be part of a file's name.
+
+    `strength` is that of the adapter, times the one it was trained at; None without an adapter.
+    """
 
     name: str
     prompt: str
     seed: int
+    strength: float | None = None
 
     @property
     def stem(self) -> str:
-        """What its file is called, without the suffix."""
+        """What its file is called, without the suffix, where one strength is drawn."""
         return f"{self.name}-{self.seed}"
 
 
@@ -100,7 +116,62 @@ def parsed_size(text: str) -> dict[str, int]:
     return {"width": sides[0], "height": sides[1]}
 
 
-def requested(
+def exact(number: float) -> str:
+    """`number` as text that is read again as the same number; whole ones without a point."""
+    return repr(float(number)).removesuffix(".0")
+
+
+def _asks_for_image(prompt: str) -> bool:
+    return "<|image_" in prompt
+
+
+def chosen_settings(
+    own: Settings, workspace: Workspace | None, options: Mapping[str, object]
+) -> Settings:
+    """How pictures are drawn: `options`, else what `workspace` says, else the model's `own`.
+
+    `workspace` is None where the model is not a workspace's.
+    """
+    settings = own
+    if workspace is not None:
+        negative = workspace.config.validation.validation_negative_prompt
+        if negative is not None:
+            settings = settings.changed({"negative_prompt": negative}, "[validation]")
+    return settings.changed(options, "The options")
+
+
+def chosen_requests(
+    workspace: Workspace | None,
+    prompts: Sequence[str],
+    library: Path | None,
+    seed: int,
+    count: int,
+) -> list[Request]:
+    """The pictures that are asked for; without prompts, the validation prompts of `workspace`.
+
+    As `requests_of`; raises `UsageError` where there is none.
+    """
+    by_nickname = read_library(library, "--prompt-library") if library is not None else {}
+    if not prompts and library is None and workspace is not None:
+        by_nickname = validation_prompts(workspace)
+    if not prompts and not by_nickname:
+        raise UsageError(
+            "There is nothing to draw. Give a prompt, such as "
+            '`omnigen-pipe generate "a red circle"`, or a file with --prompt-library.'
+        )
+    return requests_of(prompts, by_nickname, seed, count)
+
+
+def at_strengths(requests: Sequence[Request], strengths: Sequence[float]) -> list[Request]:
+    """`requests` once for each of `strengths`, all of one strength together."""
+    return [
+        replace(request, strength=strength)
+        for strength in dict.fromkeys(strengths)
+        for request in requests
+    ]
+
+
+def requests_of(
     prompts: Sequence[str], library: Mapping[str, str], seed: int, count: int
 ) -> list[Request]:
     """`count` pictures of each prompt, then of each prompt of `library`, which is by nickname.
@@ -113,7 +184,7 @@ def requested(
     requests: list[Request] = []
     taken: set[str] = set()
     for name, prompt in named:
-        if "<|image_" in prompt:
+        if _asks_for_image(prompt):
             raise UsageError(f"The prompt `{prompt}` asks for an input image: none can be given.")
         distinct, number = name, 2
         while distinct.casefold() in taken:

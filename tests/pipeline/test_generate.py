@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from pipeline_project import Project
+from pipeline_project import COMMAND, Project
 from safetensors.torch import load_file, save_file
 
+from hub_stub import environment, serve
+from omnigen_pipe import hub
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.transformer import load_transformer
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
+from omnigen_pipe.sampling import pipeline
 
+#: Stands for the file of an adapter of another model.
+OTHER = "another model's"
 FAST = ("--size", "48x32", "--steps", "2", "--device", "cpu")
 
 
@@ -69,6 +77,7 @@ def test_one_picture_says_how_it_was_made(here: Project, adapter: Path) -> None:
         "guidance": "3",
         "size": "48x32",
         "model": "omnigen",
+        "precision": "float32",
         "adapter": "adapter.safetensors",
         "strength": "0.5",
     }
@@ -125,15 +134,21 @@ def test_a_library_and_a_grid(here: Project) -> None:
         *(f"dog-brown-{seed}.png" for seed in range(3)),
     ]
     assert report["grid"] == str(here.root / "grid.png")
-    with Image.open(here.root / "grid.png") as sheet:
-        wide, tall = sheet.size
+    with Image.open(here.root / "grid.png") as opened:
+        wide, tall = opened.size
+        said = dict(opened.info)
+    assert json.loads(said["pictures"]) == [
+        {"prompt": prompt, "seed": seed} for prompt in ("a cat", "a brown dog") for seed in range(3)
+    ]
+    assert (said["model"], said["steps"], said["size"]) == ("omnigen", "2", "48x32")
+    assert said["negative_prompt"] == DIFFUSERS_NEGATIVE_PROMPT
     assert wide == 3 * (128 + 8) + 8, "a prompt in each row"
     plain = here.json(*draw, "--count", "3", "--grid", "plain.jpg", "--no-captions")
     assert [entry["path"] for entry in plain["pictures"]] == [None] * 6
     assert not (here.root / "generated").exists()
-    with Image.open(here.root / "plain.jpg") as sheet:
-        assert sheet.size == (3 * (48 + 8) + 8, 2 * (32 + 8) + 8)
-        assert sheet.height < tall
+    with Image.open(here.root / "plain.jpg") as opened:
+        assert opened.size == (3 * (48 + 8) + 8, 2 * (32 + 8) + 8)
+        assert opened.height < tall
 
 
 def test_an_adapter_counts_by_its_strength(here: Project, adapter: Path) -> None:
@@ -149,6 +164,45 @@ def test_an_adapter_counts_by_its_strength(here: Project, adapter: Path) -> None
     drawn = {name: pixels(here.root / f"{name}.png") for name in ("base", "none", "full", "half")}
     assert drawn["base"] == drawn["none"]
     assert len(set(drawn.values())) == 3
+    strengths = ("--strength", "0.5", "--strength", "0", "--strength", "1", "--strength", "0.5")
+    report = here.json(*with_it, *strengths, "-o", "all", "--grid", "grid.png", "--batch-size", "4")
+    assert [Path(entry["path"]).name for entry in report["pictures"]] == [
+        "a-red-circle-0-strength-0.5.png",
+        "a-red-circle-0-strength-0.png",
+        "a-red-circle-0-strength-1.png",
+    ]
+    names = ("half", "none", "full")
+    for name, entry in zip(names, report["pictures"], strict=True):
+        assert pixels(entry["path"]) == drawn[name]
+    with Image.open(here.root / "grid.png") as opened:
+        assert [entry["strength"] for entry in json.loads(opened.info["pictures"])] == [0.5, 0, 1]
+        for column, name in enumerate(names):
+            left = 8 + column * (128 + 8) + (128 - 48) // 2
+            cell = opened.crop((left, 8, left + 48, 8 + 32))
+            assert cell.convert("RGB").tobytes() == drawn[name]
+
+
+def test_the_average_of_an_adapter_is_drawn_with_where_it_is_asked_for(
+    here: Project, adapter: Path
+) -> None:
+    """Of a checkpoint's folder; `find_adapter` has tests of its own."""
+    folder = here.root / "checkpoint"
+    folder.mkdir()
+    shutil.copy(adapter, folder / "ema.safetensors")
+    tensors: dict[str, Any] = load_file(adapter)
+    metadata = {"lycoris_config": LokrConfig().model_dump_json()}
+    save_file({n: t * 0.5 for n, t in tensors.items()}, folder / "adapter.safetensors", metadata)
+    draw = ("generate", "a red circle", "--model", "omnigen", *FAST, "--adapter")
+    drawn = []
+    for number, more in enumerate(((folder,), (folder, "--ema"), (folder / "ema.safetensors",))):
+        here.run(*draw, *map(str, more), "-o", f"{number}.png")
+        drawn.append(pixels(here.root / f"{number}.png"))
+    assert drawn[0] != drawn[1] == drawn[2]
+    (folder / "ema.safetensors").unlink()
+    ended = here.run(*draw, str(folder), "--ema", status=2)
+    assert "the run has no average (use_ema = false)" in ended.stderr
+    ended = here.run(*draw, str(adapter), "--ema", status=2)
+    assert "--ema takes the average" in ended.stderr
 
 
 def test_a_workspace_brings_model_prompts_and_negative_prompt(
@@ -178,6 +232,101 @@ def test_a_workspace_brings_model_prompts_and_negative_prompt(
     assert "Negative prompt" not in chosen.stdout
     outside = Project(tmp_path).json("generate", "a", "--model", "omnigen")
     assert outside["negative_prompt"] == "of the model"
+    assert (outside["precision"], outside["base_model_precision"]) == ("float32", "no_change")
+
+
+def test_a_workspace_brings_how_its_model_computes(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    """What is trained is what is drawn with, unless an option says otherwise."""
+    train = {"mixed_precision": "bf16", "base_model_precision": "int8-torchao"}
+    here = project(tmp_path, train=train)
+    draw = ("generate", "a", *FAST, "-o", "out.png", "--overwrite")
+    report = here.json(*draw)
+    assert (report["precision"], report["base_model_precision"]) == ("bfloat16", "int8-torchao")
+    with Image.open(here.root / "out.png") as opened:
+        assert opened.info["precision"] == "bfloat16"
+        assert opened.info["base_model_precision"] == "int8-torchao"
+    fewer_bits = pixels(here.root / "out.png")
+    for name in ("fp32", "no"):
+        report = here.json(*draw, "--precision", name, "--base-model-precision", "no_change")
+        assert (report["precision"], report["base_model_precision"]) == ("float32", "no_change")
+    whole = pixels(here.root / "out.png")
+    differences = [abs(a - b) for a, b in zip(fewer_bits, whole, strict=True)]
+    assert max(differences) > 0, "it was quantised"
+    assert sum(differences) / len(differences) < 8
+
+
+@pytest.mark.slow
+def test_a_model_on_the_hub_is_fetched_and_named(tmp_path: Path, small_omnigen: Path) -> None:
+    with serve("maker/omnigen") as (endpoint, running):
+        running.files = {
+            str(path.relative_to(small_omnigen)): path.read_bytes()
+            for path in small_omnigen.rglob("*")
+            if path.is_file()
+        }
+        own = {"width": 48, "height": 32, "num_inference_steps": 1}
+        running.files["generation.json"] = json.dumps(own).encode()
+        draw = ["generate", "a", "--model", "maker/omnigen", "--device", "cpu", "-o", "out.png"]
+        env = environment(endpoint, tmp_path / "cache")
+        done = subprocess.run(
+            [*COMMAND, *draw], env=env, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as opened:
+        assert opened.size == (48, 32)
+        assert (opened.info["model"], opened.info["steps"]) == ("maker/omnigen", "1")
+    local = Project(tmp_path)
+    (tmp_path / "omnigen").symlink_to(small_omnigen)
+    local.run("generate", "a", "--model", "omnigen", *FAST, "--steps", "1", "-o", "local.png")
+    assert pixels(tmp_path / "out.png") == pixels(tmp_path / "local.png")
+
+
+def test_of_a_model_on_the_hub_no_weights_are_fetched_for_what_cannot_be_done(
+    tmp_path: Path, small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[str] = []
+
+    def fetch(name: str, kind: str, revision: str | None, patterns: list[str], **_: Any) -> Path:
+        wanted.extend(patterns)
+        return small_omnigen
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    draw = ("generate", "a", "--model", "maker/omnigen", "--size", "4096x16")
+    ended = Project(tmp_path).run(*draw, status=2)
+    assert "beyond this transformer's 3072 px" in ended.stderr
+    assert "transformer/config.json" in wanted
+    assert "transformer/*.safetensors" not in wanted
+
+
+@pytest.mark.parametrize("how", ["memory", "signal"])
+def test_a_grid_has_what_was_drawn_before_the_end(
+    here: Project, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    plain, calls = pipeline.draw_latents, []
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 3 and how == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments)
+
+    monkeypatch.setattr(pipeline, "draw_latents", interrupted)
+    ended = here.run(
+        "generate", "a", "--model", "omnigen", *FAST, "--count", "4", "--grid", "grid.png",
+        "--no-captions", status={"memory": 1, "signal": 128 + signal.SIGTERM}[how],
+    )  # fmt: skip
+    assert len(calls) == 3
+    if how == "memory":
+        assert "out of memory" in ended.stderr
+    else:
+        assert "Stopped: 2 of 4 were drawn" in ended.stdout
+    assert "grid.png" in ended.stderr
+    with Image.open(here.root / "grid.png") as opened:
+        assert opened.size == (2 * (48 + 8) + 8, 32 + 2 * 8)
+        assert [entry["seed"] for entry in json.loads(opened.info["pictures"])] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +341,16 @@ def test_a_workspace_brings_model_prompts_and_negative_prompt(
         (("a", "--model", "omnigen", "--strength", "2"), "name one with --adapter"),
         (("a", "--model", "omnigen", "--adapter", "x", "--strength", "nan"), "a number"),
         (("a", "--model", "omnigen", "--adapter", "gone.safetensors"), "no adapter gone"),
-        (("a", "--model", "omnigen", "--precision", "int8"), "one of auto, bf16"),
+        (("a", "--model", "omnigen", "--precision", "int8"), "'int8' is not one of"),
+        (("a", "--model", "omnigen", "--base-model-precision", "int3"), "'int3' is not one of"),
+        (("a", "--model", "omnigen", "--ema"), "--ema is an adapter's"),
+        (("a", "--model", "omnigen", "--negative-prompt", "<|image_1|>"), "asks for an input"),
+        (("a", "--model", "omnigen", "-o", "out.jpge"), "are written as .png"),
+        (("a", "--model", "omnigen", "--adapter", OTHER), "does not fit this model"),
+        (
+            ("a", "--model", "omnigen", "--grid", "a.webp", "--count", "900", "--size", "576x16"),
+            "more than the 16383 a side",
+        ),
         (("a", "--model", "omnigen", "--prompt-library", "gone.json"), "--prompt-library gone"),
         (("a", "b", "--model", "omnigen", "-o", "x.png"), "one file, but 2 pictures"),
         (("a", "--model", "omnigen", "--guidance", "inf"), "guidance_scale"),
@@ -200,11 +358,27 @@ def test_a_workspace_brings_model_prompts_and_negative_prompt(
         (("a", "--model", "omnigen", "-o", "a.png", "--grid", "a.png"), "Name another"),
     ],
 )
-def test_what_cannot_be_done_is_said(
-    here: Project, arguments: tuple[str, ...], message: str
+def test_what_cannot_be_done_is_said_before_the_model_is_loaded(
+    here: Project,
+    adapter: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("omnigen_pipe.model.transformer.load_transformer", loaded)
+    if OTHER in arguments:
+        # Of a model of another width.
+        other = tmp_path_factory.mktemp("other") / "adapter.safetensors"
+        tensors: dict[str, Any] = load_file(adapter)
+        narrower = {n: t[..., :1].clone() for n, t in tensors.items() if t.ndim}
+        save_file(narrower, other, {"lycoris_config": LokrConfig().model_dump_json()})
+        arguments = tuple(str(other) if word == OTHER else word for word in arguments)
     ended = here.run("generate", *arguments, status=2)
-    assert message in ended.stderr
+    assert message in " ".join(ended.stderr.replace("│", " ").split())
     assert [path.name for path in here.root.iterdir()] == ["omnigen"], "nothing is left behind"
 
 
@@ -219,5 +393,8 @@ def test_a_model_that_overflows_fails_and_writes_no_black_picture(
     here = Project(tmp_path)
     ended = here.run("generate", "a", "--model", "broken", *FAST, "--grid", "g.png", status=1)
     assert "overflowed" in ended.stdout
-    assert "--precision" in ended.stdout
+    assert "--precision" not in ended.stdout, "float32 is the widest"
+    assert "fetch the model again" in ended.stdout
+    half = here.run("generate", "a", "--model", "broken", *FAST, "--precision", "bf16", status=1)
+    assert "use --precision fp32" in half.stdout
     assert not list(tmp_path.glob("**/*.png"))

@@ -13,10 +13,12 @@ from manifests.errors import UsageError
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
 from omnigen_pipe.sampling.requests import (
     Settings,
+    at_strengths,
+    exact,
     model_settings,
     parsed_size,
     readable_name,
-    requested,
+    requests_of,
 )
 
 PROMPTS = st.text(max_size=80).filter(lambda text: "<|image_" not in text)
@@ -30,7 +32,7 @@ PROMPTS = st.text(max_size=80).filter(lambda text: "<|image_" not in text)
 def test_every_prompt_is_drawn_count_times_under_names_of_its_own(
     prompts: list[str], library: dict[str, str], count: int
 ) -> None:
-    requests = requested(prompts, library, 7, count)
+    requests = requests_of(prompts, library, 7, count)
     texts = [*prompts, *library.values()]
     assert [r.prompt for r in requests] == [text for text in texts for _ in range(count)]
     assert [r.seed for r in requests] == [7 + i for _ in texts for i in range(count)]
@@ -49,13 +51,36 @@ def test_names_speak() -> None:
     long = readable_name("word " * 40)
     assert long.endswith("word")
     assert len(long) <= 60
-    names = [r.name for r in requested(["a cat", "A cat!"], {"A Cat": "x", "kit/ten": "y"}, 0, 1)]
+    names = [r.name for r in requests_of(["a cat", "A cat!"], {"A Cat": "x", "kit/ten": "y"}, 0, 1)]
     assert names == ["a-cat", "a-cat-2", "A-Cat-3", "kit-ten"]
 
 
 def test_prompts_with_input_images_are_refused() -> None:
     with pytest.raises(UsageError, match="input image"):
-        requested(["like <img><|image_1|></img>"], {}, 0, 1)
+        requests_of(["like <img><|image_1|></img>"], {}, 0, 1)
+
+
+@pytest.mark.parametrize("where", ["the options", "generation.json"])
+def test_negative_prompts_with_input_images_are_refused(where: str) -> None:
+    with pytest.raises(UsageError, match=f"{where}: negative_prompt: it asks for an input image"):
+        Settings().changed({"negative_prompt": "<img><|image_1|></img>"}, where)
+
+
+@given(strengths=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4))
+def test_every_strength_is_drawn_once(strengths: list[float]) -> None:
+    requests = requests_of(["a", "b"], {}, 0, 2)
+    drawn = at_strengths(requests, strengths)
+    distinct = list(dict.fromkeys(strengths))
+    assert len(set(drawn)) == len(drawn) == 4 * len(distinct)
+    assert [(r.prompt, r.seed, r.strength) for r in drawn] == [
+        (r.prompt, r.seed, strength) for strength in distinct for r in requests
+    ]
+
+
+@given(number=st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_are_read_again_as_they_were(number: float) -> None:
+    assert float(exact(number)) == number
+    assert not exact(number).endswith(".0")
 
 
 def test_sizes() -> None:
