@@ -6,12 +6,18 @@ Imports no torch: the VAE's and the tokenizer's keys are needed before anything 
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manifests.errors import UsageError
 from omnigen_pipe import hub
 from omnigen_pipe.config import EMBEDDED
 from omnigen_pipe.workspace import Workspace
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: Where the model `embedded` lies, in diffusers' layout: it is shipped with the package.
 EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded" / "model"
@@ -20,73 +26,104 @@ EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded" / "model"
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
-def model_part(workspace: Workspace, part: str) -> Path:
-    """The folder of one part of the configured model: transformer, vae, tokenizer, scheduler.
+@dataclass(frozen=True)
+class Model:
+    """A model in diffusers' layout by its `name`: `embedded`, a folder or a hub id.
 
-    Downloads from the hub what is not in its cache (huggingface_hub's HF_ENDPOINT, HF_HOME and
-    login are respected). Raises `UsageError` where the folder or repository is not usable.
+    A relative folder starts at the folder `start`. `revision` is a branch, tag or commit of a hub
+    id, and `vae` names another VAE than the model's own.
     """
-    found = _model_part(workspace, part, download=True)
-    assert found is not None  # only without a download
-    return found
+
+    name: str
+    start: Path
+    revision: str | None = None
+    vae: str | None = None
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Self:
+        """The model of a workspace."""
+        model = workspace.config.model
+        return cls(
+            model.pretrained_model_name_or_path,
+            workspace.root,
+            model.revision,
+            model.pretrained_vae_model_name_or_path,
+        )
+
+    @property
+    def label(self) -> str:
+        """What it is called where others read it: `embedded`, the hub id, or the folder's own name;
+        where a folder lies on this machine is nobody else's business."""
+        if self.name == EMBEDDED or not self.is_local:
+            return self.name
+        # Without `..`, but with symbolic links as they are: they may speak, and what they lead to
+        # may be a hash.
+        return Path(os.path.abspath(_local(self.name, self.start))).name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is here without the hub: a folder, or the one of the package."""
+        return self.name == EMBEDDED or _local(self.name, self.start).is_dir()
+
+    def part(self, part: str) -> Path:
+        """The folder of one part: transformer, vae, tokenizer, scheduler.
+
+        Downloads from the hub what is not in its cache (huggingface_hub's HF_ENDPOINT, HF_HOME and
+        login are respected). Raises `UsageError` where the folder or repository is not usable.
+        """
+        found = self._part(part, download=True)
+        assert found is not None  # only without a download
+        return found
+
+    def local_part(self, part: str) -> Path | None:
+        """The same without a download: None where it would have to be fetched first."""
+        return self._part(part, download=False)
+
+    def beside(self, file: str) -> Path | None:
+        """The file `file` (such as `model_index.json`) that lies beside the parts; None where the
+        model has none. Raises `UsageError` as `part` does."""
+        folder = _resolve(self.name, self.start, self.revision, [file], download=True)
+        return folder / file if folder is not None and (folder / file).is_file() else None
+
+    def pinned(self) -> Self:
+        """This model at one commit: of a hub id the one that its revision stands for now, so that
+        all parts are of one state; anything else as it is. Raises `UsageError` as `part` does."""
+        if self.is_local:
+            return self
+        patterns = ["transformer/config.json"]
+        folder = _resolve(self.name, self.start, self.revision, patterns, download=True)
+        assert folder is not None  # only without a download
+        return replace(self, revision=folder.name)  # the hub's cache names it by the commit
+
+    def _part(self, part: str, download: bool) -> Path | None:
+        if part == "vae" and self.vae is not None:
+            return self._other_vae(self.vae, download)
+        patterns = [f"{part}/{p}" for p in _PATTERNS]
+        folder = _resolve(self.name, self.start, self.revision, patterns, download)
+        if folder is not None and not (folder / part).is_dir():
+            if not download and not self.is_local:
+                return None  # the cache holds other parts only
+            raise UsageError(
+                f"{self.name} has no folder `{part}/`. pretrained_model_name_or_path must name an "
+                "OmniGen in diffusers' layout, with transformer/, vae/, tokenizer/ and scheduler/."
+            )
+        return folder / part if folder is not None else None
+
+    def _other_vae(self, name: str, download: bool) -> Path | None:
+        """The folder of a VAE that stands alone, or is the `vae/` of a model."""
+        patterns = [*_PATTERNS, *(f"vae/{p}" for p in _PATTERNS)]
+        vae = _resolve(name, self.start, None, patterns, download)
+        return vae / "vae" if vae is not None and (vae / "vae").is_dir() else vae
+
+
+def model_part(workspace: Workspace, part: str) -> Path:
+    """The folder of one part of the configured model; as `Model.part`."""
+    return Model.of(workspace).part(part)
 
 
 def local_model_part(workspace: Workspace, part: str) -> Path | None:
     """The same without a download: None where it would have to be fetched first."""
-    return _model_part(workspace, part, download=False)
-
-
-def _model_part(workspace: Workspace, part: str, download: bool) -> Path | None:
-    model = workspace.config.model
-    start = workspace.root
-    if part == "vae" and model.pretrained_vae_model_name_or_path is not None:
-        return vae_folder(model.pretrained_vae_model_name_or_path, start=start, download=download)
-    name = model.pretrained_model_name_or_path
-    return part_folder(name, part, start=start, revision=model.revision, download=download)
-
-
-def part_folder(
-    name: str, part: str, *, start: Path, revision: str | None = None, download: bool = True
-) -> Path | None:
-    """The folder of one part of the model `name`: transformer, vae, tokenizer, scheduler.
-
-    `name` is `embedded`, a folder (a relative one starts at the folder `start`) or a hub id, of
-    which `revision` is a branch, tag or commit. None only without `download`, where the part would
-    have to be fetched first. Raises `UsageError` where the model is not usable.
-    """
-    folder = _resolve(name, start, revision, [f"{part}/{p}" for p in _PATTERNS], download)
-    if folder is not None and not (folder / part).is_dir():
-        if not download and not is_local(name, start):
-            return None  # the cache holds other parts only
-        raise UsageError(
-            f"{name} has no folder `{part}/`. pretrained_model_name_or_path must name an OmniGen "
-            "in diffusers' layout, with transformer/, vae/, tokenizer/ and scheduler/."
-        )
-    return folder / part if folder is not None else None
-
-
-def vae_folder(name: str, *, start: Path, download: bool = True) -> Path | None:
-    """The folder of a VAE that stands alone, or is the `vae/` of a model; as `part_folder`."""
-    patterns = [*_PATTERNS, *(f"vae/{p}" for p in _PATTERNS)]
-    vae = _resolve(name, start, None, patterns, download)
-    return vae / "vae" if vae is not None and (vae / "vae").is_dir() else vae
-
-
-def beside_parts(
-    name: str, file: str, *, start: Path, revision: str | None = None, download: bool = True
-) -> Path | None:
-    """The file `file` (such as `model_index.json`) that lies beside the parts of the model `name`;
-    None where the model has none, or, without `download`, where it would have to be fetched.
-
-    Raises `UsageError` as `part_folder` does.
-    """
-    folder = _resolve(name, start, revision, [file], download)
-    return folder / file if folder is not None and (folder / file).is_file() else None
-
-
-def is_local(name: str, start: Path) -> bool:
-    """Whether the model `name` is here without the hub: a folder, or the one of the package."""
-    return name == EMBEDDED or _local(name, start).is_dir()
+    return Model.of(workspace).local_part(part)
 
 
 def _local(name: str, start: Path) -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hub_stub import environment, serve
+from hub_stub import COMMIT, environment, serve
 from manifests.errors import UsageError
 from omnigen_pipe import model_files
 from omnigen_pipe.config import parse
-from omnigen_pipe.model_files import beside_parts, local_model_part, model_part, part_folder
+from omnigen_pipe.model_files import Model, local_model_part, model_part
 from omnigen_pipe.workspace import Workspace
 
 SCRIPT = (
@@ -39,11 +39,51 @@ def test_parts_of_a_folder_in_the_workspace(tmp_path: Path) -> None:
 
 def test_a_part_needs_no_workspace(small_omnigen: Path) -> None:
     for part in ("transformer", "vae", "tokenizer", "scheduler"):
-        found = part_folder(small_omnigen.name, part, start=small_omnigen.parent)
+        found = Model(small_omnigen.name, small_omnigen.parent).part(part)
         assert found == small_omnigen / part
-    index = beside_parts(small_omnigen.name, "model_index.json", start=small_omnigen.parent)
+    index = Model(small_omnigen.name, small_omnigen.parent).beside("model_index.json")
     assert index == small_omnigen / "model_index.json"
-    assert beside_parts(str(small_omnigen), "nothing.json", start=Path("/")) is None
+    assert Model(str(small_omnigen), Path("/")).beside("nothing.json") is None
+
+
+def test_a_model_is_called_as_others_know_it(tmp_path: Path, small_omnigen: Path) -> None:
+    """The hub id, or the folder's own name, which may be a link's; never where it lies."""
+    (tmp_path / "mine").symlink_to(small_omnigen)
+    names = {
+        "ann/omnigen": "ann/omnigen",
+        "embedded": "embedded",
+        "mine": "mine",
+        "../" + tmp_path.name + "/mine/": "mine",
+        str(tmp_path / "mine" / "vae" / ".."): "mine",
+    }
+    for name, label in names.items():
+        assert Model(name, tmp_path).label == label
+
+
+def test_a_model_of_the_hub_is_pinned_to_the_commit_of_its_revision(tmp_path: Path) -> None:
+    """What the branch stands for later does not matter: all parts are of one state."""
+    code = (
+        "import sys; from pathlib import Path; from omnigen_pipe.model_files import Model\n"
+        "pinned = Model('ann/omnigen', Path(sys.argv[1]), 'main').pinned()\n"
+        "print(pinned.revision, pinned.part('vae').parent.name, pinned.pinned() == pinned)"
+    )
+    with serve("ann/omnigen") as (endpoint, handler):
+        handler.files = {"transformer/config.json": b"{}", "vae/config.json": b"{}"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environment(endpoint, tmp_path / "hub"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        branch = [request for request in handler.requests if "/main" in request]
+        assert len(branch) == 1, "the branch is looked up once"
+    assert done.stdout.split() == [COMMIT, COMMIT, "True"]
+
+
+def test_a_folder_has_no_commit(small_omnigen: Path) -> None:
+    model = Model(str(small_omnigen), Path("/"))
+    assert model.pinned() == model
 
 
 def test_the_embedded_model_is_the_packages_own(
@@ -55,10 +95,10 @@ def test_the_embedded_model_is_the_packages_own(
     monkeypatch.setattr(model_files, "EMBEDDED_FOLDER", small_omnigen)
     (tmp_path / "embedded" / "vae").mkdir(parents=True)
     for part in ("transformer", "vae", "tokenizer", "scheduler"):
-        assert part_folder("embedded", part, start=tmp_path) == small_omnigen / part
+        assert Model("embedded", tmp_path).part(part) == small_omnigen / part
     here = _workspace(tmp_path, pretrained_model_name_or_path="embedded")
     assert local_model_part(here, "vae") == small_omnigen / "vae"
-    index = beside_parts("embedded", "model_index.json", start=tmp_path)
+    index = Model("embedded", tmp_path).beside("model_index.json")
     assert index == small_omnigen / "model_index.json"
     own = _workspace(tmp_path, pretrained_model_name_or_path="./embedded")
     assert model_part(own, "vae") == tmp_path / "embedded" / "vae"
@@ -69,7 +109,7 @@ def test_an_installation_without_the_embedded_model_says_so(
 ) -> None:
     monkeypatch.setattr(model_files, "EMBEDDED_FOLDER", tmp_path / "gone")
     with pytest.raises(UsageError, match="embedded model is not in this installation"):
-        part_folder("embedded", "vae", start=tmp_path)
+        Model("embedded", tmp_path).part("vae")
 
 
 @pytest.mark.parametrize("inner", ["", "vae"])
@@ -116,8 +156,8 @@ def test_only_the_wanted_part_is_fetched_from_the_hub_and_kept(tmp_path: Path) -
 
 def test_a_file_beside_the_parts_is_fetched_alone_or_is_not_there(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from omnigen_pipe.model_files import beside_parts\n"
-        "print([beside_parts('ann/omnigen', name, start=Path(sys.argv[1])) for name in"
+        "import sys; from pathlib import Path; from omnigen_pipe.model_files import Model\n"
+        "print([Model('ann/omnigen', Path(sys.argv[1])).beside(name) for name in"
         " ('model_index.json', 'generation.json')])"
     )
     with serve("ann/omnigen") as (endpoint, handler):

@@ -15,9 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from manifests.errors import PipeError, UsageError
-from omnigen_pipe.config import EMBEDDED
 from omnigen_pipe.export.weight_files import DTYPES
-from omnigen_pipe.model_files import beside_parts, is_local, part_folder, vae_folder
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.weights import weights_files
 from omnigen_pipe.workspace import Workspace
 
@@ -81,19 +80,10 @@ def named(
 
     `vae` names another VAE than the model's own. Raises `UsageError` where a part is not there.
     """
-    folders = {}
-    for part in parts:
-        if part == "vae" and vae is not None:
-            folder = vae_folder(vae, start=start)
-        else:
-            folder = part_folder(name, part, start=start, revision=revision)
-        assert folder is not None  # only without a download
-        folders[part] = folder
-    beside = (beside_parts(name, file, start=start, revision=revision) for file in BESIDE)
-    # Where a folder lies on this machine is nobody else's business.
-    here = is_local(name, start) and name != EMBEDDED
-    shown = (start / Path(name).expanduser()).resolve().name if here else name
-    return Base(shown, revision, folders, tuple(path for path in beside if path is not None))
+    model = Model(name, start, revision, vae)
+    folders = {part: model.part(part) for part in parts}
+    beside = (model.beside(file) for file in BESIDE)
+    return Base(model.label, revision, folders, tuple(path for path in beside if path is not None))
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:

@@ -23,6 +23,7 @@ from torch import nn
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import tool_version
 from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.model.provenance import read_metadata
 from omnigen_pipe.quiet import quiet_imports
 
 #: What the guide's names mean in diffusers' OmniGen. LyCORIS matches class names exactly.
@@ -245,7 +246,7 @@ def attach_file(transformer: nn.Module, path: Path, strength: float = 1.0) -> An
 
 def adapter_config(path: Path) -> LokrConfig:
     """The configuration that an adapter file carries; raises `PipeError` where it has none."""
-    return _config(path, read_adapter(path)[1])
+    return _config(path, read_metadata(path))
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> LokrConfig:
@@ -253,7 +254,9 @@ def _config(path: Path, metadata: Mapping[str, str]) -> LokrConfig:
         return LokrConfig.model_validate_json(metadata["lycoris_config"])
     except (KeyError, ValueError) as error:
         raise PipeError(
-            f"{path} does not say how it is to be attached: it was not made by omnigen-pipe."
+            f"{path} does not say how it is to be attached: it was not made by omnigen-pipe. To "
+            "draw with it, merge it into its base by `omnigen-pipe export`, and give the folder "
+            "that this makes to `omnigen-pipe generate --model`."
         ) from error
 
 

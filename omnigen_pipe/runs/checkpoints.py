@@ -159,19 +159,42 @@ def find_adapter(path: Path) -> Path:
 
     Raises `UsageError` where a folder holds none.
     """
+    return locate_adapter(path)[0]
+
+
+def locate_adapter(path: Path, ema: bool = False) -> tuple[Path, list[str]]:
+    """The same, or with `ema` the average beside it, and a sentence for each damaged checkpoint
+    that was passed over for an older one.
+
+    Raises `UsageError` also where a folder holds no average, or `path` is a file and `ema` asks
+    for another.
+    """
     if not path.is_dir():
-        return path
+        if ema:
+            raise UsageError(
+                f"--ema takes the average in a run's or a checkpoint's folder, and {path} is "
+                "none. Name the folder, or the average's file without --ema."
+            )
+        return path, []
     if (path / _INDEX_NAME).is_file():
         damage = read(path).damage()
         if damage is not None:
             raise PipeError(f"The checkpoint {path.absolute()} cannot be used: {damage}.")
-    if (path / ADAPTER_NAME).is_file():
-        return path / ADAPTER_NAME
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    checkpoint, _ = latest(folder)
-    if checkpoint is None:
-        raise UsageError(f"There is no whole checkpoint in {path.absolute()}.")
-    return checkpoint.adapter
+    skipped: list[str] = []
+    found = path
+    if not (path / ADAPTER_NAME).is_file():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        checkpoint, skipped = latest(folder)
+        if checkpoint is None:
+            none = f"There is no whole checkpoint in {path.absolute()}."
+            raise UsageError("\n  ".join([none, *skipped]))
+        found = checkpoint.folder
+    if ema and not (found / EMA_NAME).is_file():
+        raise UsageError(
+            f"{found.absolute()} holds no {EMA_NAME}: the run has no average (use_ema = false). "
+            "Leave out --ema."
+        )
+    return found / (EMA_NAME if ema else ADAPTER_NAME), skipped
 
 
 def set_aside(folder: Path, after: int) -> list[str]:

@@ -21,7 +21,7 @@ from omnigen_pipe.runs.frozen import (
     join,
 )
 from omnigen_pipe.runs.run import Run
-from omnigen_pipe.weights import weights_files, weights_hashes
+from omnigen_pipe.weights import weights_key
 from omnigen_pipe.workspace import Workspace
 
 NOTHING_TO_EVALUATE = (
@@ -47,8 +47,7 @@ def _join(workspace: Workspace) -> tuple[Join, dict[str, str]]:
 
 def _transformer_key(workspace: Workspace) -> str:
     """A key of the weights of the configured transformer."""
-    folder = model_part(workspace, "transformer")
-    return key(*weights_hashes(workspace, weights_files(folder)))
+    return weights_key(model_part(workspace, "transformer"), workspace)
 
 
 def freeze_today(workspace: Workspace, path: Path, allow_missing: bool) -> None:

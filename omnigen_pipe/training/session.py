@@ -14,6 +14,7 @@ from manifests.errors import PipeError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import exact_float32, pick_device, release_memory
 from omnigen_pipe.model.transformer import check_fits
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint, Position, find_adapter
@@ -243,11 +244,15 @@ class _Saver:
     def _publish(self, position: Position) -> Checkpoint:
         session = self.session
         folder, staging = session.this.checkpoints, session.workspace.staging
+        origin = {
+            "base": Model.of(session.workspace).label,
+            "transformer_key": session.frozen.metadata["transformer_key"],
+        }
         saved = checkpoints.save(
             folder,
             staging,
             position,
-            lambda path: write_state(self.trainee, path, session.lokr, position.step),
+            lambda path: write_state(self.trainee, path, session.lokr, position.step, **origin),
         )
         keep = session.workspace.config.train.checkpoints_total_limit
         checkpoints.prune(folder, staging, keep)

@@ -26,9 +26,14 @@ from omnigen_pipe.training.trainee import Trainee
 _TRAINING_NAME = "training.pt"
 
 
-def write_state(trainee: Trainee, folder: Path, config: LokrConfig, step: int) -> None:
-    """Write the files of a checkpoint into `folder`; an `OSError` where they do not fit."""
-    metadata = {"step": str(step), "dtype": _name_of(trainee.dtype)}
+def write_state(
+    trainee: Trainee, folder: Path, config: LokrConfig, step: int, **origin: str
+) -> None:
+    """Write the files of a checkpoint into `folder`; an `OSError` where they do not fit.
+
+    `origin` says in the adapters' metadata what they were trained on; see `model.provenance`.
+    """
+    metadata = {"step": str(step), "dtype": _name_of(trainee.dtype), **origin}
     with averaged_weights(trainee.optimizer):
         lokr.save_adapter(lokr.weights(trainee.network), folder / ADAPTER_NAME, config, **metadata)
     if trainee.ema is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import LokrConfig
@@ -227,3 +228,13 @@ def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
     read, found = lokr.read_adapter(path)
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
     assert metadata.items() <= found.items()
+
+
+def test_an_adapter_of_another_program_is_pointed_to_export(tmp_path: Path) -> None:
+    """Its configuration has keys that ours has not, or there is none: it cannot be attached."""
+    file = tmp_path / "a.safetensors"
+    theirs = {"lycoris_config": '{"algo": "lokr", "multiplier": 1.0, "bypass_mode": true}'}
+    for metadata in (None, theirs):
+        save_file({"lycoris_proj_out.lokr_w1": torch.ones(1, 1)}, file, metadata=metadata)
+        with pytest.raises(PipeError, match=r"`omnigen-pipe export`.*`omnigen-pipe generate --mod"):
+            lokr.adapter_config(file)

@@ -215,3 +215,30 @@ def test_no_adapter_is_taken_from_a_damaged_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(PipeError, match=r"cannot be used: adapter\.safetensors is damaged"):
         checkpoints.find_adapter(saved.folder)
     assert checkpoints.find_adapter(saved.adapter) == saved.adapter, "a file is taken as it is"
+
+
+def test_a_run_s_adapter_comes_with_what_was_passed_over(tmp_path: Path) -> None:
+    older, newer = _save(tmp_path, 3), _save(tmp_path, 5)
+    assert checkpoints.locate_adapter(tmp_path) == (newer.adapter, [])
+    newer.adapter.write_bytes(b"another")
+    found, said = checkpoints.locate_adapter(tmp_path)
+    assert found == older.adapter
+    assert [str(newer.folder) in sentence for sentence in said] == [True]
+    older.adapter.write_bytes(b"another")
+    with pytest.raises(
+        UsageError, match=r"no whole checkpoint in .*\n.*step-00000005.*\n.*damaged"
+    ):
+        checkpoints.locate_adapter(tmp_path)
+
+
+def test_the_average_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+    saved = _save(tmp_path, 3)
+    for folder in (tmp_path, saved.folder):
+        with pytest.raises(UsageError, match=r"holds no ema\.safetensors: the run has no average"):
+            checkpoints.locate_adapter(folder, ema=True)
+    saved.ema.write_bytes(b"average")
+    for folder in (tmp_path, saved.folder):
+        assert checkpoints.locate_adapter(folder, ema=True) == (saved.ema, [])
+        assert checkpoints.locate_adapter(folder) == (saved.adapter, [])
+    with pytest.raises(UsageError, match="without --ema"):
+        checkpoints.locate_adapter(saved.adapter, ema=True)

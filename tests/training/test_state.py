@@ -41,7 +41,7 @@ def _save(folder: Path, trainee: Trainee) -> checkpoints.Checkpoint:
         folder / "checkpoints",
         folder / "staging",
         Position(3),
-        lambda path: write_state(trainee, path, LokrConfig(), 3),
+        lambda path: write_state(trainee, path, LokrConfig(), 3, base="ann/omnigen"),
     )
 
 
@@ -84,6 +84,7 @@ def test_the_average_lies_beside_the_adapter_in_the_same_form(
     saved = _save(tmp_path, trainee)
     (weights, metadata), (average, same) = map(lokr.read_adapter, (saved.adapter, saved.ema))
     assert metadata == same
+    assert (metadata["step"], metadata["base"]) == ("3", "ann/omnigen")
     assert weights.keys() == average.keys()
     decay = 2 / 11  # of the first step: (1 + 1) / (10 + 1)
     for name, tensor in average.items():
