@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from omnigen_pipe.progress import Progress
+    from omnigen_pipe.sampling.source import Source
     from omnigen_pipe.starting.questions import Question
     from omnigen_pipe.summary import Summary
     from omnigen_pipe.workspace import Workspace
@@ -610,6 +611,14 @@ def generate(
             rich_help_panel=ModelPanel,
         ),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION",
+            help="Branch, tag or commit of the hub id that --model names.",
+            rich_help_panel=ModelPanel,
+        ),
+    ] = None,
     workspace: Annotated[
         Path | None,
         typer.Option(
@@ -750,6 +759,7 @@ def generate(
     """Draw pictures from prompts, with or without an adapter."""
     from omnigen_pipe.config import TrainConfig
     from omnigen_pipe.progress import Progress
+    from omnigen_pipe.runs.checkpoints import locate_adapter
     from omnigen_pipe.sampling import generation, requests
     from omnigen_pipe.sampling.drawer import Drawer
     from omnigen_pipe.sampling.source import Source
@@ -760,8 +770,13 @@ def generate(
     for number in strength or []:
         if not math.isfinite(number):
             raise UsageError(f"--strength {number}: it must be a number.")
-    opened = _drawing_workspace(workspace, model)
-    source = Source.of(opened) if opened else Source(model or "", Path.cwd())
+    opened = _model_workspace(workspace, model)
+    _check_revision(revision, model)
+    source = (Source.of(opened) if opened else Source(model or "", Path.cwd(), revision)).pinned()
+    file: Path | None = None
+    passed_over: list[str] = []
+    if adapter is not None:
+        file, passed_over = locate_adapter(adapter, ema)
     given: dict[str, object] = {
         "num_inference_steps": steps,
         "guidance_scale": guidance,
@@ -776,7 +791,7 @@ def generate(
     chosen = precision or computing.mixed_precision
     drawer = Drawer(
         source,
-        None if adapter is None else _adapter_file(adapter, ema),
+        file,
         device,
         "no" if chosen == "fp32" else chosen,
         base_model_precision or computing.base_model_precision,
@@ -786,34 +801,45 @@ def generate(
     settings = requests.chosen_settings(source.settings(), opened, options)
     place = generation.Output(output, overwrite, grid, captions)
     summary = generation.generate(drawer, wanted, settings, place, Progress(quiet))
+    summary.notes[:0] = [*passed_over, *_adapter_notes(file, source, opened)]
     if not as_json:
         summary.notes += generation.remarks(summary, settings, negative_prompt is not None)
     _report(summary, as_json, strict=False)
 
 
-def _adapter_file(adapter: Path, ema: bool) -> Path:
-    """The file of the adapter that `adapter` names, or, with `ema`, that of its average."""
-    from omnigen_pipe.runs.checkpoints import EMA_NAME, find_adapter
+def _adapter_notes(file: Path | None, source: Source, workspace: Workspace | None) -> list[str]:
+    """Which adapter `file` is, and a word where it was trained on another base than `source`."""
+    from omnigen_pipe.model.provenance import read_provenance
+    from omnigen_pipe.weights import weights_key
 
-    file = find_adapter(adapter)
-    if not ema:
-        return file
-    if not adapter.is_dir():
+    if file is None:
+        return []
+    adapter = read_provenance(file)
+    said = [f"Adapter: {adapter.label}"]
+    if adapter.transformer_key is not None:
+        key = weights_key(source.part("transformer"), workspace, remember=False)
+        mismatch = adapter.mismatch(source.label, key)
+        said += [mismatch] if mismatch else []
+    return said
+
+
+def _check_revision(revision: str | None, model: str | None) -> None:
+    """Raise `UsageError` where `--revision` has no hub id beside it."""
+    from omnigen_pipe.model_files import Model
+
+    if revision is None:
+        return
+    if model is None:
         raise UsageError(
-            f"--ema takes the average in a run's or a checkpoint's folder, and {adapter} is none. "
-            "Name the folder, or the average's file without --ema."
+            f"--revision {revision} is of the model that --model names. That of a workspace is "
+            "`revision` in [model] of its configuration."
         )
-    average = file.with_name(EMA_NAME)
-    if not average.is_file():
-        raise UsageError(
-            f"{average.parent.absolute()} holds no {EMA_NAME}: the run has no average "
-            "(use_ema = false). Leave out --ema."
-        )
-    return average
+    if Model(model, Path.cwd()).is_local:
+        raise UsageError(f"--revision {revision}: {model} is on this machine, not on the hub.")
 
 
-def _drawing_workspace(workspace: Path | None, model: str | None) -> Workspace | None:
-    """The workspace whose model draws; None where `model` names one."""
+def _model_workspace(workspace: Path | None, model: str | None) -> Workspace | None:
+    """The workspace whose model is taken; None where `model` names one."""
     from omnigen_pipe.config import CONFIG_NAME
     from omnigen_pipe.workspace import Workspace
 
@@ -862,7 +888,7 @@ def inspect(
     "`omnigen-pipe export runs/default -o merged`  \n"
     "`omnigen-pipe export adapter.safetensors -o merged --model Shitao/OmniGen-v1-diffusers "
     "--strength 0.8`  \n"
-    "`omnigen-pipe export runs/default -o for-omnigen --layout omnigen --dtype fp32`"
+    "`omnigen-pipe export runs/default -o for-omnigen --layout omnigen --ema`"
 )
 def export(
     adapter: Annotated[
@@ -889,6 +915,9 @@ def export(
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="1: as trained; 0.5: half of the change.")] = 1.0,
+    ema: Annotated[
+        bool, typer.Option("--ema", help="Take the average in the run's or checkpoint's folder.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
@@ -896,7 +925,26 @@ def export(
             help="The base model: a hub id or folder.  Default: the workspace's.",
         ),
     ] = None,
-    workspace: WorkspaceOption = HERE,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REVISION", help="Branch, tag or commit of the hub id that --model names."
+        ),
+    ] = None,
+    any_base: Annotated[
+        bool,
+        typer.Option(
+            "--any-base", help="Merge also into another base than the adapter was trained on."
+        ),
+    ] = False,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            "-w",
+            help="Folder with omnigen-pipe.toml, whose model is taken.  Default: the current one.",
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
@@ -913,21 +961,28 @@ def export(
     """Merge an adapter into its base model, and write the result as a model of its own."""
     from omnigen_pipe.export.exporting import run
     from omnigen_pipe.export.weight_files import parse_size
+    from omnigen_pipe.model_files import Model
     from omnigen_pipe.progress import Progress
-    from omnigen_pipe.runs.checkpoints import find_adapter
+    from omnigen_pipe.runs.checkpoints import locate_adapter
 
+    opened = _model_workspace(workspace, model)
+    _check_revision(revision, model)
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    file, passed_over = locate_adapter(adapter, ema)
     summary = run(
-        find_adapter(adapter),
+        file,
         output,
         Progress(quiet),
-        workspace=workspace,
-        model=model,
+        base=Model.of(opened) if opened else Model(model or "", Path.cwd(), revision),
+        workspace=opened,
         layout=layout,
         dtype=dtype,
         strength=strength,
-        limit=None if max_shard_size is None else parse_size(max_shard_size),
+        limit=limit,
+        any_base=any_base,
         overwrite=overwrite,
     )
+    summary.notes[:0] = passed_over
     _report(summary, as_json, strict=False)
 
 

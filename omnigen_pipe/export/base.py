@@ -1,4 +1,4 @@
-"""The base model that an adapter is merged into: where its parts lie, and its tensors one by one.
+"""The base model that an adapter is merged into: its tensors one by one, and whether it is whole.
 
 Its weights are read as they are stored: unquantised, whatever a run quantised them to.
 """
@@ -6,7 +6,8 @@ Its weights are read as they are stored: unquantised, whatever a run quantised t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from manifests.errors import PipeError, UsageError
-from omnigen_pipe.export.weight_files import DTYPES
-from omnigen_pipe.model_files import Model
+from omnigen_pipe.export.weight_files import STORED
+from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.weights import weights_files
-from omnigen_pipe.workspace import Workspace
-
-#: Files that lie beside the parts of a model in diffusers' layout; not every model has both.
-BESIDE = ("model_index.json", "generation.json")
-
-
-@dataclass(frozen=True)
-class Base:
-    """A model's name and the folders of its parts, by part; `beside`: files next to them."""
-
-    name: str
-    revision: str | None
-    parts: Mapping[str, Path]
-    beside: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -48,42 +35,26 @@ class Stored:
 
         The file is opened for this tensor alone: with the tensor its part of memory goes.
         """
-        try:
-            with safe_open(self.file, framework="pt") as handle:
-                tensor: torch.Tensor = handle.get_tensor(self.name)
-                return tensor
-        except (SafetensorError, OSError) as error:
-            raise PipeError(f"{self.file} cannot be read: {error}") from error
+        with _opened(self.file) as handle:
+            tensor: torch.Tensor = handle.get_tensor(self.name)
+            return tensor
 
 
-def base_of(workspace: Workspace, parts: tuple[str, ...]) -> Base:
-    """The workspace's model with these `parts`, downloaded where they are not here."""
-    model = workspace.config.model
-    return named(
-        model.pretrained_model_name_or_path,
-        parts,
-        start=workspace.root,
-        revision=model.revision,
-        vae=model.pretrained_vae_model_name_or_path,
-    )
-
-
-def named(
-    name: str,
-    parts: tuple[str, ...],
-    *,
-    start: Path,
-    revision: str | None = None,
-    vae: str | None = None,
-) -> Base:
-    """The model `name` with these `parts`; a relative folder starts at `start`.
-
-    `vae` names another VAE than the model's own. Raises `UsageError` where a part is not there.
-    """
-    model = Model(name, start, revision, vae)
-    folders = {part: model.part(part) for part in parts}
-    beside = (model.beside(file) for file in BESIDE)
-    return Base(model.label, revision, folders, tuple(path for path in beside if path is not None))
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The safetensors file `file`; raises `UsageError` where it is not there, and `PipeError` where
+    it cannot be read."""
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except FileNotFoundError as error:
+        raise UsageError(f"{file} is missing. Fetch the model again.") from error
+    except SafetensorError as error:
+        raise PipeError(
+            f"{file} is not a whole safetensors file: {error}. Fetch the model again."
+        ) from error
+    except OSError as error:
+        raise PipeError(f"{file} cannot be read: {error}") from error
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -94,22 +65,27 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """
     found = {}
     for file in weights_files(folder):
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118
-                    view = handle.get_slice(name)
-                    kind = str(view.get_dtype())
-                    if kind not in DTYPES:
-                        raise UsageError(
-                            f"{name} in {file} is stored as {kind}: this base is quantised. "
-                            "Merging needs the weights it was made from."
-                        )
-                    found[name] = Stored(file, name, DTYPES[kind], tuple(view.get_shape()))
-        except FileNotFoundError as error:
-            raise UsageError(f"{file} is missing. Fetch the model again.") from error
-        except (SafetensorError, OSError) as error:
-            raise PipeError(f"{file} is not a whole safetensors file: {error}") from error
+        with _opened(file) as handle:
+            for name in handle.keys():  # noqa: SIM118
+                view = handle.get_slice(name)
+                kind = str(view.get_dtype())
+                if kind not in STORED:
+                    raise UsageError(
+                        f"{name} in {file} is stored as {kind}: this base is quantised. "
+                        "Merging needs the weights it was made from."
+                    )
+                found[name] = Stored(file, name, STORED[kind], tuple(view.get_shape()))
     return found
+
+
+def whole_weights_files(folder: Path) -> list[Path]:
+    """The weight files in `folder`, each known to be a whole safetensors file: what is copied must
+    not be anything else. Raises as `stored_tensors` does."""
+    files = weights_files(folder)
+    for file in files:
+        with _opened(file):
+            pass
+    return files
 
 
 def transformer_config(folder: Path) -> dict[str, Any]:
@@ -122,3 +98,40 @@ def transformer_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UsageError(f"{path} is no JSON object.")
     return config
+
+
+def left_over(folder: Path, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> list[str]:
+    """Names of tensors that the transformer in `folder` stores and its configuration does not know.
+
+    Raises `UsageError` where one that it asks for is missing or has another shape: readers would
+    only warn, and fill it with anything.
+    """
+    with quiet_imports():
+        from diffusers import OmniGenTransformer2DModel
+
+    try:
+        with torch.device("meta"):
+            state = OmniGenTransformer2DModel.from_config(dict(config)).state_dict()
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
+        raise UsageError(
+            f"{folder / 'config.json'} is not that of an OmniGen: {error!r}."
+        ) from error
+    if missing := sorted(state.keys() - stored.keys()):
+        raise UsageError(
+            f"The transformer in {folder} is not whole: {len(missing)} tensors are missing, such "
+            f"as {', '.join(missing[:3])}. Fetch it again."
+        )
+    for name, tensor in state.items():
+        if stored[name].shape != tuple(tensor.shape):
+            raise UsageError(
+                f"{name} in {stored[name].file} is {list(stored[name].shape)}, and config.json "
+                f"asks for {list(tensor.shape)}: they are not of one model. Fetch it again."
+            )
+    return sorted(stored.keys() - state.keys())

@@ -8,44 +8,44 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
-from pydantic import ValidationError
 
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import tool_version
-from omnigen_pipe.config import LokrConfig
-from omnigen_pipe.export import report, weight_files
+from omnigen_pipe.export import weight_files
 from omnigen_pipe.export.base import (
-    Base,
     Stored,
-    base_of,
-    named,
+    left_over,
     stored_tensors,
     transformer_config,
+    whole_weights_files,
 )
 from omnigen_pipe.export.folder import (
+    check_room,
     check_target,
+    copy_files,
     leftovers,
     published,
     write_marker,
 )
-from omnigen_pipe.export.layouts import Layout, Target, phi3_config, targets
+from omnigen_pipe.export.layouts import Layout, Target, beyond_authors, phi3_config, targets
 from omnigen_pipe.export.merged import DTYPES, Merged, short
+from omnigen_pipe.export.report import leftover_notes, survival_notes
 from omnigen_pipe.export.weight_files import Entry
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.merging import by_weight, read_deltas
-from omnigen_pipe.progress import Advance, Progress
-from omnigen_pipe.stop import StopRequest, stop_on_signal
+from omnigen_pipe.model.provenance import Provenance, read_provenance
+from omnigen_pipe.model_files import Model
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
-from omnigen_pipe.weights import WEIGHTS_NAME, weights_files
+from omnigen_pipe.weights import WEIGHTS_NAME, weights_key
 from omnigen_pipe.workspace import Workspace
 
 #: The parts of the base that each layout needs, besides the transformer.
@@ -53,6 +53,8 @@ _OTHER_PARTS: dict[Layout, tuple[str, ...]] = {
     "diffusers": ("vae", "tokenizer", "scheduler"),
     "omnigen": ("vae", "tokenizer"),
 }
+#: Files that lie beside the parts of a model in diffusers' layout; not every model has both.
+_BESIDE = ("model_index.json", "generation.json")
 #: Bytes of a weight file in diffusers' layout, unless `--max-shard-size` says something else.
 DEFAULT_LIMIT = 5 * 10**9
 
@@ -63,11 +65,16 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be written: `plan` says which tensors, and what each is made of."""
+    """What is to be written: the base's `parts` and files `beside` them, by their folders and
+    paths; `plan` says which tensors, and what each is made of; the configuration does not know
+    the `unknown` ones."""
 
     layout: Layout
-    base: Base
+    parts: Mapping[str, Path]
+    beside: Sequence[Path]
+    vae_weights: Sequence[Path]
     config: Mapping[str, Any]
+    unknown: Sequence[str]
     plan: Mapping[Entry, Target]
     merged: Merged
     limit: int
@@ -78,20 +85,23 @@ def run(
     output: Path,
     progress: Progress,
     *,
-    workspace: Path,
-    model: str | None = None,
+    base: Model,
+    workspace: Workspace | None = None,
     layout: Layout = "diffusers",
     dtype: str | None = None,
     strength: float = 1.0,
     limit: int | None = None,
+    any_base: bool = False,
     overwrite: bool = False,
 ) -> Summary:
-    """Merge the adapter file `adapter` into the model `model`, or that of the workspace, and
-    publish the result as the folder `output`.
+    """Merge the adapter file `adapter` into the model `base` and publish the result as the folder
+    `output`.
 
-    `dtype` is one of `DTYPES` (None: as stored), `limit` the bytes of a weight file in diffusers'
-    layout. Raises `UsageError` where adapter, model and folder do not go together, `PipeError`
-    where one of their files is damaged or a number does not fit `dtype`.
+    `workspace` may remember the hashes of the base's weights, `dtype` is one of `DTYPES` (None: as
+    stored), `limit` the bytes of a weight file in diffusers' layout; with `any_base` the base may
+    be another than the adapter was trained on. Raises `UsageError` where adapter, model and folder
+    do not go together, `PipeError` where one of their files is damaged, a number does not fit
+    `dtype` or the disk has no room.
     """
     if not math.isfinite(strength):
         raise UsageError(f"--strength {strength}: give a finite number.")
@@ -99,41 +109,41 @@ def run(
         raise UsageError("--max-shard-size does not go with --layout omnigen: that is one file.")
     folder = output.expanduser().resolve()
     check_target(folder, overwrite)
-    tensors, metadata = read_adapter(adapter)
-    deltas = read_deltas(tensors)
-    factor = strength * _trained_strength(adapter, metadata)
-
-    parts = ("transformer", *_OTHER_PARTS[layout])
-    if model is None:
-        base = base_of(Workspace.open(workspace), parts)
-    else:
-        base = named(model, parts, start=Path.cwd())
-    if any(part.resolve().is_relative_to(folder) for part in base.parts.values()):
+    base = base.pinned()
+    work = _work(adapter, base, layout, DTYPES[dtype] if dtype else None, strength, limit)
+    if any(part.resolve().is_relative_to(folder) for part in work.parts.values()):
         raise UsageError(f"{folder} holds the base model itself. Give another folder.")
-    stored = stored_tensors(base.parts["transformer"])
-    changes = by_weight(deltas, {name: tensor.shape for name, tensor in stored.items()})
-    plan = _plan(targets(layout, stored), stored, DTYPES[dtype] if dtype else None)
-    config = transformer_config(base.parts["transformer"])
-    work = _Work(
-        layout, base, config, plan, Merged(stored, changes, factor), limit or DEFAULT_LIMIT
-    )
+    check_room(folder, _size(work))
+    origin = read_provenance(adapter)
+    key = weights_key(work.parts["transformer"], workspace, remember=False)
+    said = _check_base(origin, base, key, any_base)
     left = leftovers(folder)
-    total = sum(len(target.parts) for target in plan.values())
+    total = sum(len(target.parts) for target in work.plan.values())
     with stop_on_signal() as request:
         try:
             with (
                 published(folder, overwrite) as unfinished,
                 progress.task("Merging", total) as advance,
             ):
-                files = _write(unfinished, work, _Watch(advance, request))
+
+                def done(name: str) -> None:
+                    if request.signal is not None:
+                        raise _StoppedError
+                    advance(1, name)
+
+                files = _write(unfinished, work, done)
                 facts = {
                     "layout": layout,
-                    "adapter": adapter.name,
-                    "adapter_blake3": blake3(adapter.read_bytes()).hexdigest(),
+                    "adapter": origin.file,
+                    "adapter_step": origin.step,
+                    "adapter_blake3": origin.blake3,
                     "strength": strength,
-                    "base": base.name,
-                    "revision": base.revision,
-                    "dtype": _dtype_name(plan),
+                    "base": base.label,
+                    "revision": None if base.is_local else base.revision,
+                    "vae": base.vae and Model(base.vae, base.start).label,
+                    "transformer_key": key,
+                    "trained_on": origin.base,
+                    "dtype": _dtype_name(work.plan),
                     **work.merged.figures(),
                     "omnigen_pipe_version": tool_version(),
                 }
@@ -144,23 +154,101 @@ def run(
             return summary
 
     summary = Summary("export", changed=True)
-    summary.counts = {"modules merged": len(changes), "tensors": len(plan), "weight files": files}
+    summary.counts = {
+        "modules merged": facts["modules"],
+        "tensors": len(work.plan),
+        "weight files": files,
+    }
     summary.details = {"folder": str(folder), **facts}
-    summary.notes = report.notes(work.merged, facts["dtype"], base, layout, config, left)
-    summary.notes.append(f"Wrote {folder}")
+    summary.notes = [
+        *said,
+        *survival_notes(work.merged, facts["dtype"]),
+        *_base_notes(work),
+        *leftover_notes(left),
+        f"Wrote {folder}",
+    ]
     return summary
 
 
+def _work(
+    adapter: Path,
+    base: Model,
+    layout: Layout,
+    dtype: torch.dtype | None,
+    strength: float,
+    limit: int | None,
+) -> _Work:
+    """What is to be written, once it is known that `adapter` and `base` are whole and fit."""
+    tensors, metadata = read_adapter(adapter)
+    deltas = read_deltas(tensors, f"The adapter {adapter}")
+    parts = {part: base.part(part) for part in ("transformer", *_OTHER_PARTS[layout])}
+    stored = stored_tensors(parts["transformer"])
+    config = transformer_config(parts["transformer"])
+    unknown = left_over(parts["transformer"], stored, config)
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
+    changes = by_weight(deltas, shapes, f"The adapter {adapter}")
+    return _Work(
+        layout=layout,
+        parts=parts,
+        beside=[path for name in _BESIDE if (path := base.beside(name)) is not None],
+        vae_weights=whole_weights_files(parts["vae"]),
+        config=config,
+        unknown=unknown,
+        plan=_plan(targets(layout, stored), stored, dtype),
+        merged=Merged(stored, changes, strength * _trained_strength(adapter, metadata)),
+        limit=limit or DEFAULT_LIMIT,
+    )
+
+
 def _trained_strength(path: Path, metadata: Mapping[str, str]) -> float:
-    """The multiplier that the adapter computed with in training; 1 where its file does not say."""
-    if "lycoris_config" not in metadata:
-        return 1.0
+    """The multiplier that the adapter computed with in training; 1 where its file does not say.
+
+    Nothing else of the configuration is needed, so other programs' may hold more than ours.
+    """
     try:
-        return LokrConfig.model_validate_json(metadata["lycoris_config"]).multiplier
-    except ValidationError as error:
+        found = json.loads(metadata.get("lycoris_config", "{}")).get("multiplier", 1.0)
+        if isinstance(found, bool) or not math.isfinite(found):
+            raise ValueError(f"its multiplier is {found}")
+        return float(found)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise PipeError(
-            f"{path} does not say how it is to be attached: its metadata is damaged."
+            f"{path} does not say how strong it was in training: the lycoris_config in its "
+            f"metadata is damaged ({error})."
         ) from error
+
+
+def _check_base(origin: Provenance, base: Model, key: str, any_base: bool) -> list[str]:
+    """Sentences on the adapter and whether `base`, whose weights have the key `key`, is the one it
+    was trained on; raises `UsageError` where it is not, unless `any_base`."""
+    said = [f"Adapter: {origin.label}"]
+    mismatch = origin.mismatch(base.label, key)
+    if mismatch is not None and not any_base:
+        raise UsageError(
+            f"{mismatch} Name its own base with --model, or merge all the same with --any-base."
+        )
+    if mismatch is not None:
+        said.append(mismatch)
+    elif origin.transformer_key is None:
+        said.append(
+            "Its file does not say on which base it was trained: it is not known whether that was "
+            f"{base.label}."
+        )
+    return said
+
+
+def _base_notes(work: _Work) -> list[str]:
+    """What the readers of the layout must know of the base."""
+    said = beyond_authors(work.config) if work.layout == "omnigen" else []
+    if work.layout == "diffusers" and "model_index.json" not in {p.name for p in work.beside}:
+        said.append(
+            "The base has no model_index.json: the parts can be loaded, a whole pipeline cannot."
+        )
+    if work.unknown:
+        said.append(
+            f"The base holds {len(work.unknown)} tensors that its config.json does not know, such "
+            f"as {work.unknown[0]}: they were copied, and readers will pass over them."
+        )
+    return said
 
 
 def _plan(
@@ -179,47 +267,48 @@ def _plan(
     return plan
 
 
-class _Watch:
-    """Says how far the work is, and ends it where a signal asked for that."""
+def _write(folder: Path, work: _Work, done: Callable[[str], object]) -> int:
+    """Write everything but the marker into `folder`; returns the number of weight files.
 
-    def __init__(self, advance: Advance, request: StopRequest) -> None:
-        self._advance, self._request = advance, request
+    `done` is called with each tensor of the base that is finished.
+    """
 
-    def done(self, name: str) -> None:
-        """One tensor of the base is done."""
-        if self._request.signal is not None:
-            raise _StoppedError
-        self._advance(1, name)
-
-
-def _write(folder: Path, work: _Work, watch: _Watch) -> int:
-    """Write everything but the marker into `folder`; returns the number of weight files."""
-
-    def parts(entry: Entry) -> Iterable[torch.Tensor]:
+    def rows(entry: Entry) -> Iterator[torch.Tensor]:
         for name in work.plan[entry].parts:
             yield work.merged.tensor(name, entry.dtype)
-            watch.done(name)
+            done(name)
 
-    base = work.base.parts
-    _copy([*sorted(base["vae"].glob("*.json")), *weights_files(base["vae"])], folder / "vae")
+    for inner, files in _copies(work).items():
+        copy_files(files, folder / inner)
     if work.layout == "omnigen":
         text = json.dumps(phi3_config(work.config, _common(work.plan)), indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-        _copy([f for f in _small_files(base["tokenizer"]) if f.name != "config.json"], folder)
-        weight_files.write(folder / "model.safetensors", list(work.plan), parts)
+        weight_files.write(folder / "model.safetensors", list(work.plan), rows)
         return 1
-    _copy(work.base.beside, folder)
-    for part in ("tokenizer", "scheduler"):
-        _copy(_small_files(base[part]), folder / part)
     own = folder / "transformer"
-    _copy([base["transformer"] / "config.json"], own)
     split = weight_files.split(work.plan, work.limit)
-    files = dict(zip(weight_files.file_names(len(split)), split, strict=True))
-    for name, entries in files.items():
-        weight_files.write(own / name, entries, parts)
-    if len(files) > 1:
-        weight_files.write_index(own / f"{WEIGHTS_NAME}.index.json", files)
-    return len(files)
+    named = dict(zip(weight_files.file_names(len(split)), split, strict=True))
+    for name, entries in named.items():
+        weight_files.write(own / name, entries, rows)
+    if len(named) > 1:
+        weight_files.write_index(own / f"{WEIGHTS_NAME}.index.json", named)
+    return len(named)
+
+
+def _copies(work: _Work) -> dict[str, list[Path]]:
+    """The files that are copied as they are, by the folder within the export."""
+    parts = work.parts
+    vae = {"vae": [*sorted(parts["vae"].glob("*.json")), *work.vae_weights]}
+    if work.layout == "omnigen":
+        tokenizer = _small_files(parts["tokenizer"])
+        return {**vae, "": [file for file in tokenizer if file.name != "config.json"]}
+    small = {part: _small_files(parts[part]) for part in ("tokenizer", "scheduler")}
+    return {
+        **vae,
+        **small,
+        "": [*work.beside],
+        "transformer": [parts["transformer"] / "config.json"],
+    }
 
 
 def _small_files(folder: Path) -> list[Path]:
@@ -228,10 +317,10 @@ def _small_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in ends and p.is_file())
 
 
-def _copy(files: Iterable[Path], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+def _size(work: _Work) -> int:
+    """Bytes that the export takes at least."""
+    copied = sum(file.stat().st_size for files in _copies(work).values() for file in files)
+    return copied + sum(entry.nbytes for entry in work.plan)
 
 
 def _common(plan: Iterable[Entry]) -> str | None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from manifests.errors import UsageError, WriteError
+from manifests.errors import PipeError, UsageError, WriteError
 from manifests.publish import fsync_folder, make_folder, new_id, publish
 
 MARKER_NAME = "export.json"
 #: What the marker says of its own form.
 _FORMAT = "omnigen-pipe export, version 1"
+#: Bytes that are copied at once.
+_CHUNK = 1 << 22
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
@@ -29,8 +31,12 @@ def check_target(folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is a file. Give a folder that is not there yet.")
-    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
-    if not there:
+    if os.path.ismount(folder):
+        raise UsageError(
+            f"{folder} is a mount point: nothing can be moved into its place. Name a folder inside "
+            "it."
+        )
+    if not any(folder.iterdir()):
         return
     if not overwrite:
         raise UsageError(
@@ -43,10 +49,49 @@ def check_target(folder: Path, overwrite: bool) -> None:
             f"{folder} has no {MARKER_NAME} of an export, so it is not overwritten. Give another "
             "folder."
         )
-    if foreign := sorted(there - files - {MARKER_NAME}):
+    own = {MARKER_NAME, *files}
+    own |= {str(parent) for name in files for parent in PurePath(name).parents}
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    if foreign := sorted(there - own):
         raise UsageError(
-            f"{folder} holds {len(foreign)} files that are not of the export, such as "
+            f"{folder} holds {len(foreign)} files or folders that are not of the export, such as "
             f"{foreign[0]}. Move them away, or give another folder."
+        )
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise `PipeError` where the disk has no room for an export of `size` bytes at `folder`."""
+    there = folder.parent
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise PipeError(
+            f"{folder} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there. Make "
+            "room, or name a folder on another disk."
+        )
+
+
+def copy_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy `files` into `folder`, which is made where it is not there.
+
+    Raises `PipeError` where one cannot be read, and `OSError` where one cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        with (folder / file.name).open("wb") as copy:
+            for chunk in _chunks(file):
+                copy.write(chunk)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as source:
+            while chunk := source.read(_CHUNK):
+                yield chunk
+    except OSError as error:
+        raise PipeError(f"{file} cannot be read: {error.strerror}. Fetch the model again.") from (
+            error
         )
 
 
@@ -54,9 +99,10 @@ def _marked_files(folder: Path) -> set[str] | None:
     """The files that the marker in `folder` names; None where there is no such marker."""
     try:
         marker = json.loads((folder / MARKER_NAME).read_text(encoding="utf-8"))
-        return set(marker["files"]) if marker["format"] == _FORMAT else None
+        names = set(marker["files"]) if marker["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return names if names is None or all(isinstance(name, str) for name in names) else None
 
 
 def leftovers(folder: Path) -> list[str]:

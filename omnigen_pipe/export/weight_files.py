@@ -20,14 +20,14 @@ import torch
 from manifests.errors import UsageError
 from omnigen_pipe.weights import WEIGHTS_NAME
 
-#: safetensors' names of dtypes.
-DTYPES = {
+#: The dtypes that weights may be stored in, by safetensors' names.
+STORED = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
     "F64": torch.float64,
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in STORED.items()}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 

@@ -54,7 +54,7 @@ def inspect_adapter(path: Path) -> AdapterReport:
         module, _, part = name.rpartition(".")
         parts.setdefault(module, {})[part] = tensor.float()
     modules = [
-        _module(name, part)
+        _module(name, part, f"The adapter {path}")
         for name, part in sorted(parts.items())
         if any(p.startswith("lokr_w1") for p in part)
     ]
@@ -63,8 +63,8 @@ def inspect_adapter(path: Path) -> AdapterReport:
     return AdapterReport(str(path), metadata, modules)
 
 
-def _module(name: str, part: dict[str, torch.Tensor]) -> ModuleReport:
-    delta = delta_of(name, part)
+def _module(name: str, part: dict[str, torch.Tensor], who: str) -> ModuleReport:
+    delta = delta_of(name, part, who)
     rows, columns = delta.shape
     parameters = sum(t.numel() for p, t in part.items() if p.startswith("lokr_"))
     return ModuleReport(name, rows, columns, parameters, delta.norm / math.sqrt(rows * columns))

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from manifests.parquet import tool_version
-from omnigen_pipe.model_files import is_local
+from omnigen_pipe.model.provenance import read_provenance
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.sampling.drawer import Drawer
 from omnigen_pipe.sampling.requests import Request, Settings, exact
-from omnigen_pipe.sampling.source import Source
 
 
 def picture_metadata(
@@ -66,14 +65,9 @@ def model_entries(drawer: Drawer, dtype: str) -> dict[str, str]:
     if source.revision is not None:
         entries["revision"] = source.revision
     if source.vae is not None:
-        entries["vae"] = _vae_label(source.vae, source)
+        entries["vae"] = Model(source.vae, source.start).label
     if drawer.base_precision != "no_change":
         entries["base_model_precision"] = drawer.base_precision
     if drawer.adapter is not None:
-        entries["adapter"] = drawer.adapter.name
+        entries |= read_provenance(drawer.adapter).as_text()
     return entries
-
-
-def _vae_label(name: str, source: Source) -> str:
-    """A hub id, or a folder's own name."""
-    return Path(name).name if is_local(name, source.start) else name

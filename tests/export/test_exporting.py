@@ -5,32 +5,38 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from authors import AuthorsModel
+from blake3 import blake3
 from exported import CONFIG, CPU, adapted, inputs, relative, velocity, write_adapter
 from pipeline_project import COMMAND, Project, configured
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hub_stub import environment, serve
+from hub_stub import COMMIT, environment, serve
 from manifests.errors import PipeError, UsageError
+from manifests.keys import key
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.export.exporting import run
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.transformer import load_transformer
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.sampling.pipeline import draw_latents
+from omnigen_pipe.sampling.requests import Request
+from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.summary import Summary
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 def _export(adapter: Path, folder: Path, model: Path, **options: Any) -> Summary:
-    progress = Progress(quiet=True)
-    return run(adapter, folder, progress, workspace=Path("/nowhere"), model=str(model), **options)
+    return run(adapter, folder, Progress(quiet=True), base=Model(str(model), Path("/")), **options)
 
 
 def _files(folder: Path) -> set[str]:
@@ -68,16 +74,40 @@ def test_the_diffusers_folder_computes_what_the_adapted_model_does(
 def test_a_pipeline_can_be_made_of_the_diffusers_folder(
     small_omnigen: Path, adapter: Path, tmp_path: Path
 ) -> None:
+    """Its transformer holds the base's tensors, the adapted ones with their changes, and it draws
+    what our own pipeline with the adapter beside the base draws."""
     from diffusers import OmniGenPipeline
 
     model = tmp_path / "model"
     shutil.copytree(small_omnigen, model)
-    (model / "generation.json").write_text('{"steps": 20}')
+    own = {"num_inference_steps": 1, "width": 32, "height": 48}
+    (model / "generation.json").write_text(json.dumps(own))
     _export(adapter, tmp_path / "out", model)
     pipeline = OmniGenPipeline.from_pretrained(tmp_path / "out")
-    expected = adapted(small_omnigen, adapter).state_dict()
-    changed = pipeline.transformer.state_dict()
-    assert changed.keys() >= {n for n in expected if not n.startswith("lycoris")}
+    pipeline.set_progress_bar_config(disable=True)
+    expected = load_file(small_omnigen / WEIGHTS)
+    for name, module in adapted(small_omnigen, adapter).named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith("layers."):
+            with torch.no_grad():  # a layer is linear: of the unit vectors it makes its matrix
+                expected[f"{name}.weight"] = module(torch.eye(module.in_features)).T
+    found = pipeline.transformer.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+    source = Source(str(tmp_path / "out"), Path("/"))
+    settings = source.settings()
+    assert {key: getattr(settings, key) for key in own} == own
+    request = Request("x", "a red circle", 3)
+    beside = Source(str(small_omnigen), Path("/"))
+    pipes = {
+        "merged": source.pipeline(source.tokenizer(), CPU, torch.float32),
+        "beside": beside.pipeline(beside.tokenizer(), CPU, torch.float32, adapter),
+        "base": beside.pipeline(beside.tokenizer(), CPU, torch.float32),
+    }
+    latents = {n: draw_latents(p, [request], settings, nullcontext()) for n, p in pipes.items()}
+    assert relative(latents["merged"], latents["beside"]) < 1e-4
+    assert relative(latents["base"], latents["beside"]) > 1e-3
     for part in ("vae", "scheduler", "tokenizer"):
         for file in (small_omnigen / part).iterdir():
             assert (tmp_path / "out" / part / file.name).read_bytes() == file.read_bytes()
@@ -216,10 +246,21 @@ def test_a_small_change_that_rounding_takes_is_said(stored_as_bf16: Path, tmp_pa
     assert summary.details["worst"]["weight"] == worst
     assert summary.details["worst"]["survival"] == pytest.approx(shares[worst], rel=1e-3)
     assert summary.details["survival"] < 0.95
+    both = ("survival", "relative_error")
+    figures = {key: summary.details[key] for key in both}
+    assert summary.details["loaded_in_bf16"] == figures
     assert any("Much of it is lost" in note for note in summary.notes)
+    assert any("only where it is also loaded in float32" in note for note in summary.notes)
+    assert not any("Loaded in bf16" in note for note in summary.notes)
+
     kept = _export(adapter, tmp_path / "kept", stored_as_bf16, dtype="fp32")
     assert kept.details["survival"] == pytest.approx(1.0, abs=1e-4)
-    assert not any("small beside" in note for note in kept.notes)
+    # Who loads that in bfloat16 has what the export in bfloat16 holds.
+    loaded = load_file(tmp_path / "kept" / WEIGHTS)
+    assert all(torch.equal(loaded[name].to(torch.bfloat16), found[name]) for name in found)
+    assert kept.details["loaded_in_bf16"] == pytest.approx(figures, rel=1e-6)
+    assert any("Loaded in bf16" in note and "survives" in note for note in kept.notes)
+    assert any("Much of it is lost there: load this export" in note for note in kept.notes)
 
 
 def test_noise_beside_the_change_is_said(small_omnigen: Path, tmp_path: Path) -> None:
@@ -268,6 +309,105 @@ def test_an_adapter_of_lycoris_own_file_is_merged_at_strength_1(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_an_adapter_of_simpletuner_is_merged_at_the_strength_of_its_training(
+    small_omnigen: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Its configuration is LyCORIS' own, with keys that ours has not."""
+    theirs = {
+        "algo": "lokr",
+        "multiplier": 1.5,
+        "linear_dim": 10000,
+        "linear_alpha": 1,
+        "factor": 4,
+        "bypass_mode": True,
+        "use_scalar": False,
+        "dropout": 0.0,
+        "apply_preset": {"target_module": ["Attention"], "name_algo_map": {}},
+    }
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    tensors = lokr.read_adapter(adapter)[0]
+    save_file(tensors, file, metadata={"lycoris_config": json.dumps(theirs)})
+    _export(file, tmp_path / "theirs", small_omnigen)
+    _export(adapter, tmp_path / "ours", small_omnigen, strength=1.5)
+    one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("theirs", "ours"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_another_base_than_the_adapter_s_own_is_refused_or_said(
+    small_omnigen: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Any two models have the same shapes; which it was is told by its weights' key alone."""
+    tensors, file = lokr.read_adapter(adapter)[0], tmp_path / "a.safetensors"
+    other = {"step": "7", "base": "ann/omnigen", "transformer_key": "0" * 32}
+    lokr.save_adapter(tensors, file, CONFIG, **other)
+    said = (
+        r"a\.safetensors \(step 7, BLAKE3 .{16}\) was trained on other weights than .*ann/omnigen"
+    )
+    with pytest.raises(UsageError, match=rf"{said}.* --any-base"):
+        _export(file, tmp_path / "out", small_omnigen)
+    assert not (tmp_path / "out").exists()
+    summary = _export(file, tmp_path / "out", small_omnigen, any_base=True)
+    assert any("was trained on other weights" in note for note in summary.notes)
+    marker = json.loads((tmp_path / "out" / "export.json").read_text())
+    own = key(blake3((small_omnigen / WEIGHTS).read_bytes()).hexdigest())
+    assert marker["transformer_key"] == own
+    assert (marker["adapter_step"], marker["trained_on"]) == ("7", "ann/omnigen")
+    assert marker["adapter_blake3"] == blake3(file.read_bytes()).hexdigest()
+
+    # The same weights under another name are the same base.
+    lokr.save_adapter(tensors, file, CONFIG, base="ann/omnigen", transformer_key=own)
+    summary = _export(file, tmp_path / "own", small_omnigen)
+    assert not any("trained" in note for note in summary.notes)
+    # Of earlier versions and other programs it is not known.
+    summary = _export(adapter, tmp_path / "unknown", small_omnigen)
+    assert any("does not say on which base it was trained" in note for note in summary.notes)
+
+
+def test_a_base_that_is_not_whole_is_refused_and_what_it_has_too_much_is_said(
+    small_omnigen: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(small_omnigen, model)
+    whole = load_file(model / WEIGHTS)
+    save_file({n: t for n, t in whole.items() if n != "norm.weight"}, model / WEIGHTS)
+    with pytest.raises(UsageError, match=r"not whole: 1 tensors are missing, such as norm\.weight"):
+        _export(adapter, tmp_path / "out", model)
+    save_file(whole | {"norm.weight": torch.ones(3)}, model / WEIGHTS)
+    with pytest.raises(UsageError, match=r"norm\.weight in .* is \[3\], and config\.json asks for"):
+        _export(adapter, tmp_path / "out", model)
+    save_file(whole | {"extra.weight": torch.ones(3)}, model / WEIGHTS)
+    summary = _export(adapter, tmp_path / "out", model)
+    assert any("1 tensors that its config.json does not know" in note for note in summary.notes)
+    (model / "transformer" / "config.json").write_text('{"num_attention_heads": 0}')
+    with pytest.raises(UsageError, match=r"config\.json is not that of an OmniGen"):
+        _export(adapter, tmp_path / "none", model)
+
+
+def test_a_base_copies_nothing_but_weights_of_its_own(
+    small_omnigen: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """A stranger's index may name any file, and any file may be called weights."""
+    model = tmp_path / "model"
+    shutil.copytree(small_omnigen, model)
+    secret = tmp_path / "secret.safetensors"
+    secret.write_text("secret")
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    index = weights.with_name(f"{weights.name}.index.json")
+    for name in ("../../secret.safetensors", str(secret), "config.json", "..\\secret.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": weights.name, "b": name}}))
+        with pytest.raises(UsageError, match="no safetensors file beside it"):
+            _export(adapter, tmp_path / "out", model)
+    index.write_text(json.dumps({"weight_map": {"a": weights.name, "b": "gone.safetensors"}}))
+    with pytest.raises(UsageError, match=r"gone\.safetensors is missing\. Fetch the model again"):
+        _export(adapter, tmp_path / "out", model)
+    index.unlink()
+    weights.unlink()
+    weights.symlink_to(secret)
+    with pytest.raises(PipeError, match="not a whole safetensors file"):
+        _export(adapter, tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_number_that_float16_has_not_is_an_error(
     small_omnigen: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -301,19 +441,26 @@ def test_damage_and_mismatch_are_said_and_leave_nothing(
         _export(cut, out, small_omnigen)
 
     foreign = tmp_path / "foreign.safetensors"
-    save_file(lokr.read_adapter(adapter)[0], foreign, metadata={"lycoris_config": "{]"})
-    with pytest.raises(PipeError, match="metadata is damaged"):
-        _export(foreign, out, small_omnigen)
-
     tensors = lokr.read_adapter(adapter)[0]
+    for config in (
+        "{]",
+        "[]",
+        '{"multiplier": "x"}',
+        '{"multiplier": NaN}',
+        '{"multiplier": true}',
+    ):
+        save_file(tensors, foreign, metadata={"lycoris_config": config})
+        with pytest.raises(PipeError, match=r"metadata is damaged \(.+\)"):
+            _export(foreign, out, small_omnigen)
+
     other = {name.replace("layers_1_", "layers_7_"): t for name, t in tensors.items()}
     save_file(other, foreign)
-    with pytest.raises(UsageError, match="layers_7_mlp_down_proj: it was trained on another"):
+    with pytest.raises(UsageError, match=r"foreign.*layers_7_mlp_down_proj: it was trained on ano"):
         _export(foreign, out, small_omnigen)
 
     wide = {n: t.repeat(2, 1) if n.endswith("w1") else t for n, t in tensors.items()}
     save_file(wide, foreign)
-    with pytest.raises(UsageError, match="128 x 128, and this model's weight 64 x 128"):
+    with pytest.raises(UsageError, match=r"foreign.*128 x 128, and this model's weight 64 x 128"):
         _export(foreign, out, small_omnigen)
 
     with pytest.raises(UsageError, match="no adapter"):
@@ -357,13 +504,24 @@ def test_the_command_takes_the_workspace_s_model_and_a_run_s_folder(
     assert "survives in fp32" in ended.stdout
     here.run(
         "export", "runs/default", "-o", "other", "--layout", "omnigen", "--model",
-        str(small_omnigen), "-w", "/nowhere",
+        str(small_omnigen),
     )  # fmt: skip
     assert (here.root / "other" / "model.safetensors").is_file()
-    ended = here.run(
-        "export", "runs/default", "-o", "x", "--max-shard-size", "5 potatoes", status=2
-    )
-    assert "5GB or 500MB" in ended.stderr
+    for options, said in (
+        (("--max-shard-size", "5 potatoes"), "5GB or 500MB"),
+        (("--model", str(small_omnigen), "-w", "."), "Give one of them"),
+        (("--revision", "main"), "is of the model that --model names"),
+        (("--model", str(small_omnigen), "--revision", "main"), "on this machine, not on the hub"),
+        (("--ema",), "holds no ema.safetensors"),
+    ):
+        ended = here.run("export", "runs/default", "-o", "x", *options, status=2)
+        assert said in ended.stderr
+    ended = here.run("export", "runs/default/adapter.safetensors", "-o", "x", "--ema", status=2)
+    assert "without --ema" in ended.stderr
+    assert not (here.root / "x").exists()
+    shutil.copy(adapter, checkpoint / "ema.safetensors")
+    said = here.json("export", "runs/default", "-o", "average", "--ema", "--quiet")
+    assert said["adapter"] == "ema.safetensors"
 
 
 @pytest.mark.slow
@@ -375,7 +533,8 @@ def test_a_model_of_the_hub_is_merged_like_a_folder(
         handler.files = {
             name: (small_omnigen / name).read_bytes() for name in _files(small_omnigen)
         }
-        command = [*COMMAND, "export", str(adapter), "-o", "out", "--model", "ann/omnigen"]
+        named = ("--model", "ann/omnigen", "--revision", "main")
+        command = [*COMMAND, "export", str(adapter), "-o", "out", *named]
         env = environment(endpoint, tmp_path / "hub")
         subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
     _export(adapter, tmp_path / "expected", small_omnigen)
@@ -383,4 +542,5 @@ def test_a_model_of_the_hub_is_merged_like_a_folder(
     for name in _files(tmp_path / "expected") - {"export.json"}:
         found = (tmp_path / "out" / name).read_bytes()
         assert found == (tmp_path / "expected" / name).read_bytes()
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["base"] == "ann/omnigen"
+    marker = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (marker["base"], marker["revision"]) == ("ann/omnigen", COMMIT)

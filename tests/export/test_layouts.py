@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from manifests.errors import UsageError
-from omnigen_pipe.export.layouts import LAYOUTS, Layout, beyond_authors, phi3_config, targets
+from omnigen_pipe.export.layouts import Layout, beyond_authors, phi3_config, targets
 
 
 def _true_model() -> tuple[list[str], dict[str, object]]:
@@ -19,7 +21,7 @@ def _true_model() -> tuple[list[str], dict[str, object]]:
     return list(transformer.state_dict()), dict(transformer.config)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", get_args(Layout))
 def test_every_tensor_of_the_true_model_has_one_place(layout: Layout) -> None:
     names, _ = _true_model()
     found = targets(layout, names)

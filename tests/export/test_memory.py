@@ -15,7 +15,9 @@ from omnigen_pipe.demo.model import build_small_omnigen
 _SCRIPT = """
 import sys
 from pathlib import Path
+from diffusers import OmniGenTransformer2DModel  # part of the program, and large
 from omnigen_pipe.export.exporting import run
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
 def peak():
     # Of this program alone: getrusage counts what the process was before it, too.
@@ -23,7 +25,7 @@ def peak():
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 before = peak()
 adapter, out, model, layout, dtype = sys.argv[1:]
-run(Path(adapter), Path(out), Progress(True), workspace=Path(), model=model, layout=layout,
+run(Path(adapter), Path(out), Progress(True), base=Model(model, Path()), layout=layout,
     dtype=dtype or None)
 print(peak() - before)
 """

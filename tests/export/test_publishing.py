@@ -15,8 +15,9 @@ import forked
 import pytest
 from pipeline_project import Project
 
-from manifests.errors import UsageError
-from omnigen_pipe.export.folder import check_target, published
+from manifests.errors import PipeError, UsageError, WriteError
+from omnigen_pipe.export import exporting
+from omnigen_pipe.export.folder import check_room, check_target, copy_files, published
 from omnigen_pipe.export.merged import Merged
 
 #: Signal 9, as an exit status of multiprocessing.
@@ -92,7 +93,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "omnigen"])
-def test_a_full_disk_leaves_nothing(exports: Exports, small_disk: Path, layout: str) -> None:
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
+    exports: Exports, small_disk: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    monkeypatch.setattr(exporting, "check_room", lambda *_: None)  # there was room
     here = Project(small_disk)
     arguments = (*exports.arguments, "-o", "out", "--layout", layout)
     for room in (0, 8192, 100_000, 300_000, 5_000_000, 10_000_000):
@@ -106,6 +110,36 @@ def test_a_full_disk_leaves_nothing(exports: Exports, small_disk: Path, layout: 
         filler.unlink()
     here.run(*arguments)
     assert (small_disk / "out" / "export.json").is_file()
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(
+    exports: Exports, small_disk: Path
+) -> None:
+    facts = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(facts.f_bavail * facts.f_frsize - 5_000_000))
+    ended = Project(small_disk).run(*exports.arguments, "-o", "a/b", status=1)
+    assert "b needs 0.01" in ended.stderr
+    assert "GB are free there" in ended.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_room_is_asked_of_the_disk_that_the_folder_will_lie_on(tmp_path: Path) -> None:
+    check_room(tmp_path / "not" / "there", 1)
+    with pytest.raises(PipeError, match=r"there needs 1e\+09 GB, and .* GB are free"):
+        check_room(tmp_path / "not" / "there", 10**18)
+
+
+def test_a_file_of_the_base_that_cannot_be_read_is_not_blamed_on_the_export(
+    tmp_path: Path,
+) -> None:
+    def publish() -> None:
+        with published(tmp_path / "out", overwrite=False) as unfinished:
+            copy_files([tmp_path / "gone.json"], unfinished / "vae")
+
+    with pytest.raises(PipeError, match=r"gone\.json cannot be read: No such file") as raised:
+        publish()
+    assert not isinstance(raised.value, WriteError)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_may_not_grow(exports: Exports, tmp_path: Path) -> None:
@@ -145,20 +179,44 @@ def test_only_an_export_is_overwritten_and_only_when_asked(
         check_target(export, overwrite=False)
     check_target(export, overwrite=True)
     (export / "vae" / "notes.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"1 files that are not of the export, such as vae/notes"):
+    with pytest.raises(UsageError, match=r"1 files or folders that are not .* such as vae/notes"):
+        check_target(export, overwrite=True)
+    (export / "vae" / "notes.md").unlink()
+    check_target(export, overwrite=True)
+    (export / "vae" / "mine").mkdir()
+    with pytest.raises(UsageError, match=r"not of the export, such as vae/mine"):
         check_target(export, overwrite=True)
 
     mine = tmp_path / "mine"
     mine.mkdir()
     check_target(mine, overwrite=False)
+    (mine / "folder").mkdir()
+    with pytest.raises(UsageError, match="is not empty"):
+        check_target(mine, overwrite=False)
+    (mine / "folder").rmdir()
     (mine / "picture.png").write_text("mine")
-    for text in (None, "{]", "[]", '{"format": "another", "files": ["picture.png"]}'):
+    numbers = '{"format": "omnigen-pipe export, version 1", "files": [1]}'
+    for text in (None, "{]", "[]", numbers, '{"format": "another", "files": ["picture.png"]}'):
         if text is not None:
             (mine / "export.json").write_text(text)
         with pytest.raises(UsageError, match=r"has no export\.json of an export"):
             check_target(mine, overwrite=True)
     with pytest.raises(UsageError, match="is a file"):
         check_target(mine / "picture.png", overwrite=True)
+
+
+def test_a_mount_point_is_refused_before_the_work(small_disk: Path, exports: Exports) -> None:
+    """Nothing can be renamed into its place."""
+    ended = Project(small_disk.parent).run(
+        *exports.arguments, "-o", small_disk.name, "--overwrite", status=2
+    )
+    assert "is a mount point" in ended.stderr
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_root_is_a_mount_point() -> None:
+    with pytest.raises(UsageError, match="Name a folder inside"):
+        check_target(Path("/"), overwrite=True)
 
 
 def test_what_came_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.model import lokr
-from omnigen_pipe.model.merging import Survival, by_weight, delta_of, merge, read_deltas
+from omnigen_pipe.model.merging import Rounding, by_weight, delta_of, merge, read_deltas
 from omnigen_pipe.model.transformer import load_transformer, predict_velocity
 
 ATTENTION = {"target_module": ["Attention"], "module_algo_map": {}}
@@ -117,11 +117,11 @@ def test_the_larger_factor_whole_and_the_smaller_of_low_rank() -> None:
 def test_strength_0_gives_the_base_bit_for_bit(dtype: torch.dtype) -> None:
     weight = torch.tensor([[1.0, -0.0], [3e-8, -2.5]]).to(dtype)
     delta = delta_of("m", {"lokr_w1": torch.eye(2), "lokr_w2": torch.ones(1, 1)})
-    merged, survival = merge(weight, delta, 0.0, dtype)
+    merged, (rounding,) = merge(weight, delta, 0.0, dtype)
     bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
     assert torch.equal(merged.view(bits), weight.view(bits))
-    assert survival.share is None
-    assert survival.relative_error is None
+    assert rounding.survival is None
+    assert rounding.relative_error is None
 
 
 def test_merging_leaves_the_weight_as_it_was() -> None:
@@ -137,7 +137,7 @@ def _row(*change: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("change", "share", "error"),
+    ("change", "survival", "error"),
     [
         # Above 1 the numbers of bfloat16 lie 2^-7 apart.
         ((2**-7,), 1.0, 0.0),
@@ -148,23 +148,28 @@ def _row(*change: float) -> Any:
     ],
 )
 def test_what_survives_in_bfloat16_by_hand(
-    change: tuple[float, ...], share: float, error: float
+    change: tuple[float, ...], survival: float, error: float
 ) -> None:
+    """Written in bfloat16, and written in float32 and loaded in bfloat16."""
     weight = torch.ones(1, len(change), dtype=torch.bfloat16)
-    _, survival = merge(weight, _row(*change), 1.0, torch.bfloat16)
-    assert survival.share == pytest.approx(share, abs=1e-12)
-    assert survival.relative_error == pytest.approx(error, abs=1e-12)
-    assert merge(weight, _row(*change), 1.0, torch.float32)[1].share == pytest.approx(1.0)
+    _, (written,) = merge(weight, _row(*change), 1.0, torch.bfloat16)
+    loading = (torch.bfloat16, torch.float32)
+    _, (exact, loaded, same) = merge(weight, _row(*change), 1.0, torch.float32, loading)
+    for rounding in (written, loaded):
+        assert rounding.survival == pytest.approx(survival, abs=1e-12)
+        assert rounding.relative_error == pytest.approx(error, abs=1e-12)
+    assert exact == same
+    assert exact.survival == pytest.approx(1.0)
 
 
-def test_survivals_add_up() -> None:
+def test_roundings_add_up() -> None:
     """The sum of two weights' figures is the figure of both side by side."""
     ones = torch.ones(1, 1, dtype=torch.bfloat16)
-    parts = [merge(ones, _row(change), 1.0, torch.bfloat16)[1] for change in (2**-7, 2**-9)]
+    parts = [merge(ones, _row(change), 1.0, torch.bfloat16)[1][0] for change in (2**-7, 2**-9)]
     together = parts[0] + parts[1]
-    assert together.share == pytest.approx(16 / 17)
+    assert together.survival == pytest.approx(16 / 17)
     assert together.relative_error == pytest.approx((1 / 17) ** 0.5)
-    assert (together + Survival()) == together
+    assert (together + Rounding()) == together
 
 
 def _to_bfloat16(numbers: np.ndarray) -> np.ndarray:
@@ -182,7 +187,7 @@ def test_what_survives_of_small_changes_by_numpy(size: float, stored: torch.dtyp
     w1, w2 = draw.normal(size=(4, 4)).astype("f4"), draw.normal(size=(8, 12)).astype("f4")
     parts = {"lokr_w1": torch.tensor(w1), "lokr_w2": torch.tensor(w2)}
     delta = delta_of("m", parts)
-    merged, survival = merge(weight, delta, size, torch.bfloat16)
+    merged, (rounding,) = merge(weight, delta, size, torch.bfloat16)
 
     exact = weight.float().numpy()
     change = (np.kron(w1, w2) * np.float32(size)).astype("f4")
@@ -190,9 +195,10 @@ def test_what_survives_of_small_changes_by_numpy(size: float, stored: torch.dtyp
     assert np.array_equal(merged.float().numpy(), rounded)
     written = (rounded - _to_bfloat16(exact)).astype("f8")
     change = change.astype("f8")
-    assert survival.share == pytest.approx((written * change).sum() / (change**2).sum(), rel=1e-5)
+    survival = (written * change).sum() / (change**2).sum()
+    assert rounding.survival == pytest.approx(survival, rel=1e-5)
     error = np.linalg.norm(written - change) / np.linalg.norm(change)
-    assert survival.relative_error == pytest.approx(error, rel=1e-5)
+    assert rounding.relative_error == pytest.approx(error, rel=1e-5)
 
 
 W1, W2 = torch.ones(2, 2), torch.ones(3, 3)
@@ -204,21 +210,34 @@ W1, W2 = torch.ones(2, 2), torch.ones(3, 3)
         ({}, "is empty"),
         ({"m.lokr_w1": W1}, "m.lokr_w2_a is missing"),
         ({"m.lokr_w1": W1, "m.lokr_w2_a": W2}, "m.lokr_w2_b is missing"),
-        ({"m.lokr_w1": W1, "m.lokr_w2_a": W2, "m.lokr_w2_b": W2}, "m.alpha is missing"),
+        ({"m.lokr_w1": W1, "m.lokr_w2_a": W2, "m.lokr_w2_b": W2}, "m.alpha, which scales it, is"),
         (
             {"m.lokr_w1": W1, "m.lokr_w2_a": W2, "m.lokr_w2_b": W1, "m.alpha": torch.tensor(1.0)},
             "do not fit",
         ),
         ({"m.lokr_w1": W1, "m.lokr_w2": W2, "m.lokr_w2_a": W2}, "there twice"),
-        ({"m.lokr_w1": W1, "m.lokr_w2": torch.ones(3, 3, 1)}, "no matrix"),
-        ({"m.lokr_w1": W1, "m.lokr_w2": W2, "m.dora_scale": W2}, "`dora_scale`"),
-        ({"m.lora_up.weight": W1}, "`weight`"),
         ({"m.lokr_w1": W1, "m.lokr_w2": W2 / 0}, "not finite"),
     ],
 )
-def test_what_is_no_lokr_is_named(tensors: dict[str, torch.Tensor], said: str) -> None:
-    with pytest.raises(PipeError, match=said):
-        read_deltas(tensors)
+def test_a_damaged_adapter_is_named(tensors: dict[str, torch.Tensor], said: str) -> None:
+    with pytest.raises(PipeError, match=f"The adapter a.safetensors .*{said}") as raised:
+        read_deltas(tensors, "The adapter a.safetensors")
+    assert raised.value.exit_status == 1
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"m.lokr_w1": W1, "m.lokr_w2": torch.ones(3, 3, 1)}, "m.lokr_w2 is no matrix"),
+        ({"m.lokr_w1": W1, "m.lokr_w2": W2, "m.dora_scale": W2}, "a tensor m.dora_scale"),
+        ({"m.lora_up.weight": W1}, "a tensor m.lora_up.weight"),
+    ],
+)
+def test_what_is_no_lokr_of_linear_layers_is_wrong_usage(
+    tensors: dict[str, torch.Tensor], said: str
+) -> None:
+    with pytest.raises(UsageError, match=f"The adapter a.safetensors .*{said}"):
+        read_deltas(tensors, "The adapter a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -241,5 +260,5 @@ def test_what_belongs_to_another_model_is_named(module: str, said: str) -> None:
         "proj_out.bias": (16,),
     }
     deltas = read_deltas({f"{module}.lokr_w1": W1, f"{module}.lokr_w2": W2})
-    with pytest.raises(UsageError, match=said):
-        by_weight(deltas, shapes)
+    with pytest.raises(UsageError, match=f"The adapter a.safetensors .*{said}"):
+        by_weight(deltas, shapes, "The adapter a.safetensors")

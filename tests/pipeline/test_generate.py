@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from PIL import Image
 from pipeline_project import COMMAND, Project
 from safetensors.torch import load_file, save_file
@@ -69,6 +70,7 @@ def test_one_picture_says_how_it_was_made(here: Project, adapter: Path) -> None:
         assert picture.size == (48, 32)
         said = dict(picture.info)
     assert said.pop("software").startswith("omnigen-pipe ")
+    assert said.pop("adapter_blake3") == blake3(adapter.read_bytes()).hexdigest()[:16]
     assert said == {
         "prompt": "a red circle",
         "negative_prompt": "blurry",
@@ -335,6 +337,8 @@ def test_a_grid_has_what_was_drawn_before_the_end(
         (("a",), "Name one with --model"),
         (("--model", "omnigen"), "There is nothing to draw"),
         (("a", "--model", "omnigen", "-w", "."), "Give one of them"),
+        (("a", "--model", "omnigen", "--revision", "main"), "on this machine, not on the hub"),
+        (("a", "--revision", "main"), "Name one with --model"),
         (("a", "--model", "gone"), "gone does not exist"),
         (("a", "--model", "omnigen", "--size", "50x32"), "nearest is 48x32"),
         (("a", "--model", "omnigen", "--size", "4096x16"), "beyond this transformer's 3072 px"),
