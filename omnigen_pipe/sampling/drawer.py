@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnigen_pipe.model.provenance import Provenance, read_provenance
 from omnigen_pipe.sampling.requests import Request, Settings
 from omnigen_pipe.sampling.source import Source
 
@@ -31,6 +33,11 @@ class Drawer:
     base_precision: str = "no_change"
     via: str = "cpu"
     batch_size: int = 1
+
+    @cached_property
+    def provenance(self) -> Provenance | None:
+        """Which adapter it is; its file is read once."""
+        return None if self.adapter is None else read_provenance(self.adapter)
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

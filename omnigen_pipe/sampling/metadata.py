@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 
 from manifests.parquet import tool_version
-from omnigen_pipe.model.provenance import read_provenance
 from omnigen_pipe.model_files import Model
 from omnigen_pipe.sampling.drawer import Drawer
 from omnigen_pipe.sampling.requests import Request, Settings, exact
@@ -68,6 +67,6 @@ def model_entries(drawer: Drawer, dtype: str) -> dict[str, str]:
         entries["vae"] = Model(source.vae, source.start).label
     if drawer.base_precision != "no_change":
         entries["base_model_precision"] = drawer.base_precision
-    if drawer.adapter is not None:
-        entries |= read_provenance(drawer.adapter).as_text()
+    if drawer.provenance is not None:
+        entries |= drawer.provenance.as_text()
     return entries

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from omnigen_pipe.sampling.drawer import Drawer
 from omnigen_pipe.sampling.metadata import grid_metadata, model_entries, picture_metadata
@@ -15,7 +17,11 @@ from omnigen_pipe.sampling.source import Source
 
 def drawer(tmp_path: Path, vae: str | None = None, adapter: bool = True) -> Drawer:
     source = Source("maker/omnigen", tmp_path, "v2", vae)
-    file = tmp_path / "secret" / "adapter.safetensors" if adapter else None
+    file = None
+    if adapter:
+        file = tmp_path / "secret" / "adapter.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        save_file({"w": torch.ones(1)}, file, {"step": "7"})
     return Drawer(source, file, base_precision="nf4-bnb")
 
 
@@ -27,6 +33,8 @@ def test_numbers_are_written_as_they_were_used(tmp_path: Path) -> None:
     assert float(said["strength"]) == 0.123456789
     assert (said["precision"], said["base_model_precision"]) == ("bfloat16", "nf4-bnb")
     assert (said["model"], said["revision"]) == ("maker/omnigen", "v2")
+    assert (said["adapter"], said["adapter_step"]) == ("adapter.safetensors", "7")
+    assert len(said["adapter_blake3"]) == 16
 
 
 @pytest.mark.parametrize("name", ["maker/vae", "own-vae"])
