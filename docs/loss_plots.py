@@ -8,6 +8,7 @@ the same versions the pictures come out the same.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 
 from omnigen_pipe.config import LokrConfig, parse
-from omnigen_pipe.demo.model import build_small_omnigen
 from omnigen_pipe.model import flow
 from omnigen_pipe.training.baseline import explained, linear_error
 from omnigen_pipe.training.batches import Batch
@@ -37,6 +37,10 @@ from omnigen_pipe.training.loss_window import (
 from omnigen_pipe.training.objective import pose, sample_losses
 from omnigen_pipe.training.trainee import load_trainee
 from omnigen_pipe.workspace import Workspace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from small_omnigen import build_small_omnigen
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

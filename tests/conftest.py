@@ -36,6 +36,6 @@ def phi3_tokenizer() -> Path:
 @pytest.fixture(scope="session")
 def small_omnigen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small OmniGen with random weights in diffusers' folder layout. Do not change it."""
-    from omnigen_pipe.demo.model import build_small_omnigen
+    from small_omnigen import build_small_omnigen
 
     return build_small_omnigen(tmp_path_factory.mktemp("model") / "omnigen")

@@ -33,7 +33,6 @@ sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 from manifests.query import query  # noqa: E402
 from manifests.schema import IMAGES, LATENTS, PROMPTS, Manifest  # noqa: E402
-from omnigen_pipe.demo.model import build_small_omnigen  # noqa: E402
 from omnigen_pipe.images.catalogue import discovered_settings, options_fingerprint  # noqa: E402
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs  # noqa: E402
 from omnigen_pipe.model_files import model_part  # noqa: E402
@@ -42,6 +41,7 @@ from omnigen_pipe.prompts.library import prompts_besides_captions  # noqa: E402
 from omnigen_pipe.prompts.template import prompt_key  # noqa: E402
 from omnigen_pipe.settings import as_text  # noqa: E402
 from omnigen_pipe.workspace import Workspace  # noqa: E402
+from small_omnigen import build_small_omnigen  # noqa: E402
 
 SIZES = (10_000, 100_000)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from exported import write_adapter
 
-from omnigen_pipe.demo.model import build_small_omnigen
+from small_omnigen import build_small_omnigen
 
 #: Prints how many bytes the peak of memory grew while exporting.
 _SCRIPT = """

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from omnigen_pipe.config import LokrConfig
-from omnigen_pipe.demo.model import build_small_omnigen
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.compilation import compile_blocks
 from omnigen_pipe.model.transformer import load_transformer, predict_velocity
+from small_omnigen import build_small_omnigen
 
 CPU = torch.device("cpu")
 #: Height and width of the latents, and prompts: two buckets and the same area turned, two lengths.

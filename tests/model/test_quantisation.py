@@ -16,12 +16,12 @@ import torch
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig
-from omnigen_pipe.demo.model import build_small_omnigen
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.flow import interpolate, target
 from omnigen_pipe.model.quantisation import check_available, quantise, stored_bytes
 from omnigen_pipe.model.transformer import load_transformer, predict_velocity
 from omnigen_pipe.precisions import BasePrecision
+from small_omnigen import build_small_omnigen
 
 CPU = torch.device("cpu")
 QUANTISED = [name for name in get_args(BasePrecision) if name != "no_change"]

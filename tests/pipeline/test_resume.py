@@ -12,7 +12,7 @@ from forked import start
 from pipeline_project import Project
 from training_project import change, evaluations, metrics, prepare
 
-from omnigen_pipe.demo.model import build_small_omnigen
+from small_omnigen import build_small_omnigen
 
 STEPS = 40
 

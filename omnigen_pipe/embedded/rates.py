@@ -1,0 +1,77 @@
+"""How much of what was asked is drawn right: scenes drawn by a model, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from PIL import Image
+
+from omnigen_pipe.sampling.requests import Request, Settings
+from omnigen_pipe.world.recognition import judge
+from omnigen_pipe.world.scenes import Scene
+
+#: Pictures that are drawn at once.
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of what was asked: of things in the right colour, of the right shape, of pictures
+    with the named background, and of pictures in which every thing is right and nothing more."""
+
+    pictures: int
+    colours: float
+    shapes: float
+    backgrounds: float
+    right: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The values by name."""
+        return asdict(self)
+
+
+def draw_scenes(
+    pipe: Any,
+    scenes: Sequence[Scene],
+    settings: Settings,
+    seed: int = 0,
+    on_picture: Callable[[int], object] = lambda count: None,
+) -> list[Image.Image]:
+    """A picture for the sentence of each scene, in the scene's size; the n-th has the seed
+    `seed` + n. Raises `ValueError` where one came out as something else than numbers."""
+    from omnigen_pipe.sampling.pipeline import draw
+
+    pictures: dict[int, Image.Image] = {}
+    for width, height in sorted({(scene.width, scene.height) for scene in scenes}):
+        sized = settings.changed({"width": width, "height": height}, "scene")
+        mine = [n for n, s in enumerate(scenes) if (s.width, s.height) == (width, height)]
+        for start in range(0, len(mine), BATCH):
+            numbers = mine[start : start + BATCH]
+            requests = [Request(str(n), scenes[n].caption, seed + n) for n in numbers]
+            for number, picture in zip(
+                numbers, draw(pipe, requests, sized, nullcontext()), strict=True
+            ):
+                if picture is None:
+                    raise ValueError(f"the picture of `{scenes[number].caption}` is not finite")
+                pictures[number] = picture
+            on_picture(len(numbers))
+    return [pictures[number] for number in range(len(scenes))]
+
+
+def measure(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> Rates:
+    """The rates of `pictures`, one for each of `scenes`."""
+    verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+    return Rates(
+        len(verdicts),
+        _share([right for verdict in verdicts for right in verdict.colours]),
+        _share([right for verdict in verdicts for right in verdict.shapes]),
+        _share([v.background for v in verdicts if v.background is not None]),
+        _share([verdict.right for verdict in verdicts]),
+    )
+
+
+def _share(results: Sequence[bool]) -> float:
+    return sum(results) / max(1, len(results))

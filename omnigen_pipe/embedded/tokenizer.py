@@ -1,0 +1,55 @@
+"""A small tokenizer: byte-level BPE with OmniGen's special tokens, trained on a few sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+#: Ids 0, 1 and 2 are where Llama's vocabulary, and so Phi-3's and OmniGen's, has them.
+SPECIAL_TOKENS = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|endoftext|>",
+    "<|user|>",
+    "<|end|>",
+    "<|assistant|>",
+    "<|diffusion|>",
+    "<cfg>",
+    "<img>",
+    "</img>",
+)
+
+
+def build_tokenizer(folder: Path, sentences: Iterable[str], vocabulary: int) -> None:
+    """Write `tokenizer.json` of at most `vocabulary` tokens into `folder`.
+
+    Words that occur twice or more in `sentences` become tokens of their own, as far as there is
+    room; all else is spelled in bytes.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+        "model_max_length": 131072,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")

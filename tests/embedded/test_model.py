@@ -1,0 +1,113 @@
+"""The embedded model: small, in diffusers' layout, and able to draw what is asked."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from omnigen_pipe.config import VaeConfig
+from omnigen_pipe.embedded.autoencoder import SCALING_FACTOR, pixels, psnr
+from omnigen_pipe.embedded.rates import draw_scenes, measure
+from omnigen_pipe.latents.vae import load_vae
+from omnigen_pipe.prompts.template import CFG_PROMPT, render
+from omnigen_pipe.sampling.requests import Settings
+from omnigen_pipe.world.drawing import paint
+from omnigen_pipe.world.scenes import BUCKETS, NEW_SHAPE, distinct, imagine
+
+CPU = torch.device("cpu")
+MEBIBYTE = 2**20
+#: Of the VAE over pictures of the world, as the model card states it, less a little, in dB.
+PSNR = 29.0
+
+
+def test_all_of_it_is_at_most_eight_mebibytes_in_half_precision(embedded: Path) -> None:
+    files = [path for path in embedded.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8 * MEBIBYTE
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert {path.parent.name for path in weights} == {"transformer", "vae"}
+    for path in weights:
+        with safe_open(path, framework="pt") as handle:
+            kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+        assert kinds == {"F16"}
+
+
+def test_stock_diffusers_loads_its_parts(embedded: Path) -> None:
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        OmniGenTransformer2DModel,
+    )
+
+    index = json.loads((embedded / "model_index.json").read_text())
+    assert index["_class_name"] == "OmniGenPipeline"
+    for kind, part in ((AutoencoderKL, "vae"), (OmniGenTransformer2DModel, "transformer")):
+        assert index[part] == ["diffusers", kind.__name__]
+        _, loaded = kind.from_pretrained(embedded / part, output_loading_info=True)
+        assert not any(loaded.values())
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(embedded / "scheduler")
+    assert scheduler.config.invert_sigmas
+    assert scheduler.config.num_train_timesteps == 1
+
+
+def test_the_tokenizer_knows_the_template_and_the_world_but_not_the_new_word(
+    embedded: Path,
+) -> None:
+    tokenizer = Tokenizer.from_file(str(embedded / "tokenizer" / "tokenizer.json"))
+    tokens = tokenizer.encode(render("a red circle left of a blue cross")).tokens
+    for special in ("<|user|>", "<|end|>", "<|assistant|>", "<|diffusion|>"):
+        assert tokens.count(special) == 1
+    words = [token.lstrip("Ġ") for token in tokens[11:-5]]
+    assert words == ["a", "red", "circle", "left", "of", "a", "blue", "cross"]
+    assert tokenizer.token_to_id("</s>") == 2
+    assert len(tokenizer.encode(CFG_PROMPT).ids) == 1
+    assert len(tokenizer.encode(f" {NEW_SHAPE}").ids) > 1
+
+
+def test_the_vae_keeps_pictures_and_scales_latents_as_sdxl_s(embedded: Path) -> None:
+    vae = load_vae(embedded / "vae", VaeConfig(), CPU)
+    assert vae.config.scaling_factor == SCALING_FACTOR == 0.13025
+    assert psnr(vae, seed=7) >= PSNR
+    draw = random.Random("latents")
+    latents = torch.cat(
+        [
+            vae.encode(pixels([paint(imagine(draw))])).latent_dist.mean.flatten(2)[0]
+            for _ in range(200)
+        ],
+        dim=1,
+    )  # [4, N]
+    scaled = latents * SCALING_FACTOR
+    assert scaled.mean(dim=1).abs().max() < 0.1
+    assert (scaled.var(dim=1) - 1).abs().max() < 0.15
+
+
+def test_it_draws_what_two_hundred_sentences_say(pipe: Any, recommended: Settings) -> None:
+    draw = random.Random("two hundred sentences")
+    scenes = distinct([imagine(draw) for _ in range(260)])[:200]
+    assert len(scenes) == 200
+    assert {(scene.width, scene.height) for scene in scenes} == set(BUCKETS)
+    rates = measure(draw_scenes(pipe, scenes, recommended), scenes)
+    assert rates.colours >= 0.9
+    assert rates.shapes >= 0.9
+    assert rates.right >= 0.9
+    assert rates.backgrounds >= 0.9
+
+
+def test_a_picture_takes_about_a_second(pipe: Any, recommended: Settings) -> None:
+    scenes = [imagine(random.Random(0), size=(64, 64))]
+    draw_scenes(pipe, scenes, recommended)
+    started = time.process_time()
+    draw_scenes(pipe, scenes, recommended)
+    assert time.process_time() - started < 2
+
+
+def test_the_model_card_says_how_it_was_made(embedded: Path) -> None:
+    card = (embedded / "README.md").read_text()
+    for words in ("seed", "dB", "steps", "python -m omnigen_pipe.embedded.make"):
+        assert words in card
