@@ -484,9 +484,9 @@ def evaluate(
 
 
 def _run_stages(
-    opened: Workspace, progress: Progress, device: str | None, as_json: bool
+    opened: Workspace, progress: Progress, device: str | None, shown: bool
 ) -> list[Summary]:
-    """All five stages in order, each summary shown as it comes; stops after one that failed."""
+    """All five stages in order, each summary `shown` as it comes; stops after one that failed."""
     import stages.bucket
     import stages.discover
     import stages.encode_vae
@@ -510,13 +510,11 @@ def _run_stages(
     summaries: list[Summary] = []
     for step in steps:
         summaries.append(step())
-        if not as_json:
+        if shown:
             show(summaries[-1])
         if summaries[-1].failed or summaries[-1].signal is not None:
             break
-    if as_json:
-        print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
-    elif not any(summary.changed or summary.failed for summary in summaries):
+    if shown and not any(summary.changed or summary.failed for summary in summaries):
         print("Everything was up to date: no work was done.")
     return summaries
 
@@ -531,7 +529,10 @@ def run(
 ) -> None:
     """Do all five stages, skipping what is done."""
     opened, progress = _open(workspace, quiet)
-    _leave(_run_stages(opened, progress, device, as_json), strict)
+    summaries = _run_stages(opened, progress, device, shown=not as_json)
+    if as_json:
+        print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
+    _leave(summaries, strict)
 
 
 @app.command(
@@ -569,20 +570,35 @@ def demo(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Do all five stages on a small random model and drawn pictures; needs no download."""
+    """Teach the embedded model a new shape by all five stages, and measure it; no download."""
     from omnigen_pipe.demo.project import write_project
     from omnigen_pipe.progress import Progress
 
     write_project(workspace, Progress(quiet))
     opened, progress = _open(workspace, quiet)
-    summaries = _run_stages(opened, progress, device, as_json)
+    summaries = _run_stages(opened, progress, device, shown=not as_json)
+    if as_json and any(summary.failed or summary.signal is not None for summary in summaries):
+        print(json.dumps({"stages": [s.as_json() for s in summaries]}, indent=2, default=str))
     _leave(summaries, strict=False)
-    if not as_json:
-        adapter = str(summaries[-1].details["adapter"])
-        print(f"\nThe adapter lies at {adapter}")
-        # Without an activated environment the bare name would not be found.
-        command = "omnigen-pipe" if shutil.which("omnigen-pipe") else sys.argv[0]
-        print(f"Inspect it with:  {command} inspect {shlex.quote(adapter)}")
+    from omnigen_pipe.demo.proof import GRID_NAME, prove
+
+    adapter = Path(str(summaries[-1].details["adapter"]))
+    proof = prove(opened, adapter, progress, device)
+    grid = opened.root / GRID_NAME
+    if as_json:
+        stages = [summary.as_json() for summary in summaries]
+        result = {"stages": stages, "proof": proof.as_json(), "grid": str(grid)}
+        print(json.dumps(result, indent=2, default=str))
+        return
+    print("\n" + "\n".join(proof.sentences()))
+    print(f"Before and after: {grid}")
+    print(f"The adapter lies at {adapter}")
+    # Without an activated environment the bare name would not be found.
+    command = "omnigen-pipe" if shutil.which("omnigen-pipe") else sys.argv[0]
+    print(
+        f"Draw with it:  {command} generate --model embedded --adapter {shlex.quote(str(adapter))} "
+        '"a large red zorp on a black background" -o zorp.png'
+    )
 
 
 PicturePanel = "What the pictures are"

@@ -1,1 +1,1 @@
-"""A small model and drawn pictures, for the demo and the tests."""
+"""The demo: the embedded model is taught a shape that it has never seen, and is judged by it."""

@@ -1,6 +1,6 @@
-"""The demo's workspace: a small model, drawn pictures and a configuration that uses them.
+"""The demo's workspace: drawn pictures, and a configuration that teaches the embedded model.
 
-Everything is made on the spot, so the demo needs no network. The configuration is written last:
+Nothing is downloaded. The configuration is written last:
 where it lies, the rest is complete.
 """
 
@@ -10,45 +10,59 @@ from pathlib import Path
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import CONFIG_NAME
-from omnigen_pipe.demo.model import build_small_omnigen
-from omnigen_pipe.demo.pictures import draw_pictures
+from omnigen_pipe.demo.pictures import (
+    KNOWN_PICTURES,
+    NEW_PICTURES,
+    draw_pictures,
+    known_scenes,
+    new_scenes,
+)
 from omnigen_pipe.progress import Progress
 
 #: The first line of the demo's configuration: tells it from a user's own.
-MARK = "# The demo of omnigen-pipe, written by `omnigen-pipe demo`."
+MARK = "# The demo of omnigen-pipe: the embedded model learns a new shape. By `omnigen-pipe demo`."
 
 #: Lies in the folder while the demo is being written, so that a killed one can be begun again.
 _UNFINISHED = ".demo-unfinished"
 
 CONFIGURATION = f"""\
 {MARK}
-# A small OmniGen with random weights learns 48 drawn pictures: every stage does what it does for
-# a real model, in a minute on a CPU. Nothing can be seen in pictures that this model makes.
+# The embedded model knows a little world of drawn shapes. Here it learns a new one, the zorp.
 
 [model]
-pretrained_model_name_or_path = "model"   # a real one: "Shitao/OmniGen-v1-diffusers"
+pretrained_model_name_or_path = "embedded"   # a real one: "Shitao/OmniGen-v1-diffusers"
 
 [defaults]
-resolution = 128                          # OmniGen-v1 is trained for 1024
-resolution_type = "pixel_area"
-aspect_bucket_alignment = 16              # small buckets need a fine grid; the default is 64
-
-[[dataset]]
-id = "pictures"
-instance_data_dir = "pictures"
+resolution = 64                              # OmniGen-v1 is trained for 1024
+resolution_type = "pixel"
+aspect_bucket_alignment = 16                 # small buckets need a fine grid; the default is 64
 caption_strategy = "textfile"
 
+[[dataset]]
+id = "zorps"
+instance_data_dir = "zorps"
+repeats = 1                                  # as often as what is known
+
+[[dataset]]
+id = "known"                                 # what the model must not forget
+instance_data_dir = "known"
+is_regularisation_data = true
+
 [validation]
-validation_prompt = "a large red circle left of a small blue square on a white background"
+validation_prompt = "a large red zorp on a white background"
+
+[lokr]
+factor = 4                                   # a narrow model needs more of an adapter
 
 [train]
 tracker_run_name = "demo"
-max_train_steps = 100
-train_batch_size = 4
-learning_rate = 1e-3
-lr_warmup_steps = 10
-gradient_checkpointing = false            # this model is small enough
-checkpoint_step_interval = 50
+max_train_steps = 300
+train_batch_size = 16
+learning_rate = 3e-3
+lr_scheduler = "cosine"
+lr_warmup_steps = 20
+gradient_checkpointing = false               # this model is small enough
+checkpoint_step_interval = 100
 """
 
 
@@ -67,18 +81,21 @@ def write_project(root: Path, progress: Progress) -> bool:
         )
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Name a folder for the demo with --workspace.")
-    foreign = [name for name in ("model", "pictures") if _occupied(root / name, root)]
+    foreign = [name for name in ("zorps", "known") if _occupied(root / name, root)]
     if foreign:
         raise UsageError(
             f"{root / foreign[0]} is there already and is not the demo's. Name a new folder for "
             "the demo with --workspace."
         )
-    progress.note(f"Writing the demo into {root}: a small random OmniGen and 48 pictures.")
+    progress.note(
+        f"Writing the demo into {root}: {NEW_PICTURES} pictures of a new shape, and "
+        f"{KNOWN_PICTURES} of what the embedded model knows."
+    )
     root.mkdir(parents=True, exist_ok=True)
     unfinished = root / _UNFINISHED
     unfinished.touch()
-    build_small_omnigen(root / "model")
-    draw_pictures(root / "pictures")
+    draw_pictures(root / "zorps", new_scenes(NEW_PICTURES, "demo"))
+    draw_pictures(root / "known", known_scenes(KNOWN_PICTURES, "demo"))
     path.write_text(CONFIGURATION, encoding="utf-8")
     unfinished.unlink()
     return True

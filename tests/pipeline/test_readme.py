@@ -37,13 +37,3 @@ def test_five_lines_make_an_adapter_and_show_it(tmp_path: Path, small_omnigen: P
     with Image.open(project.root / "cat.png") as cat:
         assert (cat.size, cat.info["adapter"]) == ((64, 64), "adapter.safetensors")
     assert "no whole checkpoint" in project.run("inspect", "manifests", status=2).stderr
-
-
-def test_the_demo_from_an_empty_folder_and_again(tmp_path: Path) -> None:
-    here = Project(tmp_path)
-    first = here.run("demo")
-    assert "The adapter lies at" in first.stdout
-    assert "inspect" in first.stdout
-    again = here.json("demo")
-    assert [part["changed"] for part in again] == [False] * 5
-    assert Path(again[-1]["adapter"]).is_file()

@@ -1,0 +1,54 @@
+"""The demo from an empty folder: a LoKr teaches the embedded model what it did not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pipeline_project import Project
+
+from omnigen_pipe.demo import project, proof
+from omnigen_pipe.demo.proof import GRID_NAME, KNOWN, NEW
+
+
+@pytest.mark.slow
+def test_an_adapter_learns_a_new_shape_and_keeps_the_old_ones(tmp_path: Path) -> None:
+    rates = Project(tmp_path).json("demo")["proof"]
+    assert rates["new_before"]["pictures"] == NEW
+    assert rates["known_after"]["pictures"] == KNOWN
+    assert rates["new_before"]["right"] < 0.1
+    assert rates["new_after"]["right"] >= 0.5
+    assert rates["known_before"]["right"] >= 0.9
+    assert rates["known_after"]["right"] >= rates["known_before"]["right"] - 0.1
+
+
+def test_the_demo_from_an_empty_folder_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of it, and few pictures: what is done is not done again."""
+    short = project.CONFIGURATION.replace("max_train_steps = 300", "max_train_steps = 2")
+    assert short != project.CONFIGURATION
+    monkeypatch.setattr(project, "CONFIGURATION", short)
+    monkeypatch.setattr(proof, "NEW", 6)
+    monkeypatch.setattr(proof, "KNOWN", 8)
+    here = Project(tmp_path)
+    first = here.json("demo")
+    assert first["proof"]["known_before"]["pictures"] == 8
+    with Image.open(tmp_path / "demo" / GRID_NAME) as grid:
+        assert grid.width > 700
+        assert grid.height > 300
+
+    def files() -> dict[Path, int]:
+        found = (path for path in (tmp_path / "demo").rglob("*") if path.is_file())
+        return {path: path.stat().st_mtime_ns for path in found if path.suffix != ".lock"}
+
+    before = files()
+    again = here.json("demo")
+    assert [part["changed"] for part in again["stages"]] == [False] * 5
+    assert again["proof"] == first["proof"]
+    assert files() == before
+    shown = here.run("demo").stdout
+    assert "drawn right before" in shown
+    assert Path(again["stages"][-1]["adapter"]).is_file()
+    assert str(tmp_path / "demo" / GRID_NAME) in shown.replace("\n", "")
