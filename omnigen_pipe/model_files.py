@@ -6,10 +6,11 @@ Imports no torch: the VAE's and the tokenizer's keys are needed before anything 
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import UsageError
 from omnigen_pipe import hub
@@ -150,3 +151,15 @@ def _resolve(
         return hub.cached(name, "model", revision, patterns)
     what = f"`{name}` is not a folder ({local}), and the model of that name"
     return hub.fetch(name, "model", revision, patterns, what=what)
+
+
+def transformer_config(folder: Path) -> dict[str, Any]:
+    """The transformer's `config.json`; raises `UsageError` where it is not readable."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} is not the configuration of a transformer.")
+    return config

@@ -7,10 +7,10 @@ matters, the tests use the embedded model.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from omnigen_pipe.embedded.layout import write_scheduler_and_index
 from omnigen_pipe.embedded.tokenizer import build_tokenizer
 from omnigen_pipe.quiet import quiet_imports
 
@@ -63,7 +63,6 @@ def build_small_omnigen(
     with quiet_imports():
         from diffusers import (
             AutoencoderKL,
-            FlowMatchEulerDiscreteScheduler,
             OmniGenTransformer2DModel,
         )
 
@@ -106,15 +105,5 @@ def build_small_omnigen(
         _spread_latents(vae)
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1).save_pretrained(
-        folder / "scheduler"
-    )
-    index = {
-        "_class_name": "OmniGenPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "OmniGenTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_scheduler_and_index(folder)
     return folder

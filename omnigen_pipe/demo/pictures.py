@@ -6,17 +6,14 @@ not displace the old ones. Sizes differ: several buckets arise, as from a folder
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnigen_pipe.world.drawing import paint
+from omnigen_pipe.world.drawing import save
 from omnigen_pipe.world.scenes import Scene, distinct, imagine, imagine_new
 
 NEW_PICTURES, KNOWN_PICTURES = 60, 120
-#: Modification time of the drawn files, seconds since 1970: long ago, and always the same.
-DRAWN_AT = 1_700_000_000
 
 
 def new_scenes(number: int, seed: str) -> list[Scene]:
@@ -37,10 +34,7 @@ def draw_pictures(folder: Path, scenes: Sequence[Scene]) -> list[Path]:
     paths = []
     for index, scene in enumerate(scenes):
         path = folder / f"picture-{index:03}.png"
-        paint(scene).save(path)
+        save(scene, path)
         path.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
-        # discover reads files once more that were written just before it came, since they may
-        # still change; these are complete.
-        os.utime(path, (DRAWN_AT, DRAWN_AT))
         paths.append(path)
     return paths

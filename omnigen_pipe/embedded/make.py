@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omnigen_pipe.embedded.layout import write_scheduler_and_index
 from omnigen_pipe.embedded.tokenizer import build_tokenizer
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import CFG_PROMPT, DIFFUSERS_NEGATIVE_PROMPT, render
-from omnigen_pipe.world.drawing import paint
+from omnigen_pipe.world.drawing import save
 from omnigen_pipe.world.scenes import distinct, imagine
 
 SEED = 0
@@ -31,8 +32,6 @@ PICTURES = 24_000
 STEPS = 4_000
 #: Enough for every word of the world and of diffusers' negative prompt.
 _VOCABULARY = 576
-#: Modification time of the drawn files, seconds since 1970: long ago, so discover reads them once.
-_DRAWN_AT = 1_700_000_000
 _STAGES = ("discover", "bucket", "encode-vae", "tokenize")
 
 _CONFIGURATION = """\
@@ -152,7 +151,8 @@ def make(plan: Plan, progress: Progress) -> Path:
     vae = load_vae(plan.model / "vae", VaeConfig(), torch.device("cpu"))
     _save_whole(vae.to(torch.float16), finished / "vae")
     shutil.copytree(plan.model / "tokenizer", finished / "tokenizer", dirs_exist_ok=True)
-    _write_rest(finished)
+    write_scheduler_and_index(finished)
+    _write_defaults(finished)
     _write_card(plan, finished, progress)
     return finished
 
@@ -177,8 +177,7 @@ def draw_pictures(plan: Plan, progress: Progress) -> None:
         for number in range(plan.pictures):
             scene = imagine(draw)
             path = folder / f"{number:06}.png"
-            paint(scene).save(path)
-            os.utime(path, (_DRAWN_AT, _DRAWN_AT))
+            save(scene, path)
             lines.append(json.dumps({"path": path.name, "caption": scene.caption}) + "\n")
             advance(1)
     (plan.folder / "omnigen-pipe.toml").write_text(
@@ -195,15 +194,8 @@ def _save_whole(part: Any, folder: Path) -> None:
     os.replace(unfinished, folder)
 
 
-def _write_rest(folder: Path) -> None:
-    """The scheduler, the index, and what `generate` takes where nothing is said."""
-    from omnigen_pipe.quiet import quiet_imports
-
-    with quiet_imports():
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1)
-    scheduler.save_pretrained(folder / "scheduler")
+def _write_defaults(folder: Path) -> None:
+    """What `generate` takes where nothing is said."""
     defaults = {
         "width": 64,
         "height": 64,
@@ -211,15 +203,8 @@ def _write_rest(folder: Path) -> None:
         "guidance_scale": 2.5,
         "negative_prompt": CFG_PROMPT,
     }
-    _write_json(folder / "generation.json", defaults)
-    index = {
-        "_class_name": "OmniGenPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "OmniGenTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    _write_json(folder / "model_index.json", index)
+    text = json.dumps(defaults, indent=2) + "\n"
+    (folder / "generation.json").write_text(text, encoding="utf-8")
 
 
 def _write_card(plan: Plan, folder: Path, progress: Progress) -> None:
@@ -248,10 +233,6 @@ def _write_card(plan: Plan, folder: Path, progress: Progress) -> None:
         diffusers=diffusers.__version__,
     )
     (folder / _CARD_NAME).write_text(text, encoding="utf-8")
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

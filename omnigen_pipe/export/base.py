@@ -5,7 +5,6 @@ Its weights are read as they are stored: unquantised, whatever a run quantised t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,18 +85,6 @@ def whole_weights_files(folder: Path) -> list[Path]:
         with _opened(file):
             pass
     return files
-
-
-def transformer_config(folder: Path) -> dict[str, Any]:
-    """The transformer's `config.json`; raises `UsageError` where it is not readable."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{path} is no JSON object.")
-    return config
 
 
 def left_over(folder: Path, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,6 @@ from omnigen_pipe.export.base import (
     Stored,
     left_over,
     stored_tensors,
-    transformer_config,
     whole_weights_files,
 )
 from omnigen_pipe.export.folder import (
@@ -41,7 +40,7 @@ from omnigen_pipe.export.weight_files import Entry
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.merging import by_weight, read_deltas
 from omnigen_pipe.model.provenance import Provenance, read_provenance
-from omnigen_pipe.model_files import Model
+from omnigen_pipe.model_files import Model, transformer_config
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary

@@ -6,17 +6,15 @@ in a moment. It is built by the classes that training uses, and so has their siz
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.model.lokr import attach
 from omnigen_pipe.model.transformer import rowwise
-from omnigen_pipe.model_files import local_model_part
+from omnigen_pipe.model_files import local_model_part, transformer_config
 from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.workspace import Workspace
 
@@ -49,14 +47,7 @@ def architecture(workspace: Workspace) -> Architecture:
     folder = local_model_part(workspace, "transformer")
     if folder is None:
         return OMNIGEN_V1
-    path = folder / "config.json"
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise UsageError(f"{path} is not the configuration of a transformer.")
-    return read
+    return transformer_config(folder)
 
 
 def blocks(shapes: Architecture) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -16,6 +18,9 @@ SECOND_COLOUR = (0, 170, 170)
 _STAR_INNER, _CROSS_ARM = 0.42, 0.36
 #: Half the width of the new shape, an hourglass, in its middle.
 _WAIST = 0.25
+
+#: Modification time of saved pictures, seconds since 1970.
+_DRAWN_AT = 1_700_000_000
 
 Point = tuple[float, float]
 
@@ -62,6 +67,16 @@ def paint(scene: Scene) -> Image.Image:
         for polygon, colour in zip(outline(thing.shape), colours, strict=False):
             canvas.polygon([(x + radius * px, y + radius * py) for px, py in polygon], fill=colour)
     return image.resize((scene.width, scene.height), Image.Resampling.BOX)
+
+
+def save(scene: Scene, path: Path) -> None:
+    """Write the picture as the file `path`, dated long ago.
+
+    discover reads files once more that were written just before it came, since they may still
+    change; these are complete.
+    """
+    paint(scene).save(path)
+    os.utime(path, (_DRAWN_AT, _DRAWN_AT))
 
 
 def silhouette(shape: str, side: int) -> Image.Image:
