@@ -51,6 +51,8 @@ def equal(one: Any, other: Any) -> bool:
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder, "_SCALED_BY", 4)
     monkeypatch.setattr(autoencoder, "_BATCH", 2)
+    monkeypatch.setattr(autoencoder, "_JUDGED_BY", 4)
+    monkeypatch.setattr(make, "_JUDGED_BY", 4)
 
 
 @pytest.mark.usefixtures("few_pictures")
