@@ -1,18 +1,18 @@
-"""Draws the pictures of `loss.md` into `docs/images/`: `python docs/loss_plots.py`, a minute.
+"""Draws the pictures of `loss.md` into `docs/images/`: `python docs/loss_plots.py`, two minutes.
 
-Two come from the formula alone. The third is measured: the small model and its adapter learn
-random smooth latents by the project's own objective. Seeded throughout; on one machine and with
-the same versions the pictures come out the same.
+Two come from the formula alone. The third is measured: an adapter of the embedded model learns
+its new shape by the project's own stages, order, draws and objective. Seeded throughout; on one
+machine and with the same versions the pictures come out the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -22,10 +22,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omnigen_pipe.config import LokrConfig, parse
-from omnigen_pipe.model import flow
-from omnigen_pipe.training.baseline import explained, linear_error
-from omnigen_pipe.training.batches import Batch
+import stages.bucket
+import stages.discover
+import stages.encode_vae
+import stages.tokenize
+from omnigen_pipe.config import EMBEDDED, TrainConfig, parse
+from omnigen_pipe.demo.pictures import draw_pictures, new_scenes
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.runs.freezing import freeze_today
+from omnigen_pipe.runs.frozen import FrozenSamples, locate
+from omnigen_pipe.runs.order import MicroBatch
+from omnigen_pipe.training.baseline import channel_variance, explained, linear_error
+from omnigen_pipe.training.batches import BatchReader
 from omnigen_pipe.training.loss_window import (
     BINS,
     CENTRES,
@@ -35,12 +43,9 @@ from omnigen_pipe.training.loss_window import (
     step_sums,
 )
 from omnigen_pipe.training.objective import pose, sample_losses
+from omnigen_pipe.training.schedule import learning_rate
 from omnigen_pipe.training.trainee import load_trainee
 from omnigen_pipe.workspace import Workspace
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from small_omnigen import build_small_omnigen
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -51,27 +56,30 @@ IMAGES = Path(__file__).resolve().parent / "images"
 #: `latents_std` (unscaled; it is trained on SDXL's latents), times the scaling factor, squared.
 SDXL_VARIANCE = [(0.13025 * std) ** 2 for std in (8.4927, 5.9022, 6.5498, 5.2299)]
 
-STEPS = 1000
-BATCH = 4
+PICTURES = 240
+STEPS = 600
+BATCH = 8
+FACTOR = 4
 LEARNING_RATE = 1e-2
 WARMUP_STEPS = 20
 #: The last part of the run, whose rows are shown by t.
-LAST_STEPS = 500
-SIDE = 16
+LAST_STEPS = 300
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Per step `[steps]`: loss, baseline, their windowed means and explained variance. Of the
-    last steps: t and loss of every row, and loss and baseline per bin of t `[BINS]`."""
+    """Per step `[steps]`: loss, baseline, their windowed means and explained variance. The
+    latents' variance per channel. Of the last steps: t and loss of every row, and loss and
+    baseline per bin of t `[BINS]`."""
 
     loss: Floats
     baseline: Floats
     window_loss: Floats
     window_baseline: Floats
     window_explained: Floats
+    variance: list[float]
     row_t: Floats
     row_loss: Floats
     by_t_loss: list[float]
@@ -84,59 +92,80 @@ class Measured:
         return float(between / self.row_loss.var())
 
 
-def latents(generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Smooth random fields `[BATCH, 4, SIDE, SIDE]`: variance as above, neighbours alike.
+def prepared(folder: Path) -> Workspace:
+    """A workspace in `folder` with the demo's new pictures, encoded and tokenised."""
+    draw_pictures(folder / "zorps", new_scenes(PICTURES, "loss"))
+    config = parse(
+        {
+            "model": {"pretrained_model_name_or_path": EMBEDDED},
+            "defaults": {
+                "resolution": 64,
+                "resolution_type": "pixel",
+                "aspect_bucket_alignment": 16,
+                "caption_strategy": "textfile",
+            },
+            "dataset": [{"id": "zorps", "instance_data_dir": str(folder / "zorps")}],
+            "lokr": {"factor": FACTOR},
+            "train": {
+                "max_train_steps": STEPS,
+                "train_batch_size": BATCH,
+                "learning_rate": LEARNING_RATE,
+                "lr_warmup_steps": WARMUP_STEPS,
+                "gradient_checkpointing": False,
+            },
+        },
+        "the script",
+    )
+    workspace = Workspace(folder, config)
+    for stage in (stages.discover, stages.bucket, stages.encode_vae, stages.tokenize):
+        stage.run(workspace, Progress(quiet=True))
+    return workspace
 
-    The amplitude falls with the square of the frequency, as that of photographs roughly does.
-    """
-    frequency = torch.fft.fftfreq(SIDE) * SIDE
-    amplitude = 1 / (1 + frequency[:, None] ** 2 + frequency[None] ** 2)
-    size = (torch.tensor(SDXL_VARIANCE) / amplitude.square().mean()).sqrt()[:, None, None]
-    while True:
-        noise = torch.randn((BATCH, 4, SIDE, SIDE), generator=generator)
-        yield torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real * size
+
+def micro_batches(frozen: FrozenSamples, config: TrainConfig) -> Iterator[tuple[MicroBatch, int]]:
+    """Epoch after epoch, in the order of a run; each with its epoch."""
+    for epoch in count():
+        order = frozen.order(epoch, config, micro_batches=1)
+        for number in range(len(order)):
+            for micro in order.global_batch(number):
+                yield micro, epoch
 
 
 def measure(steps: int) -> Measured:
-    """Train the small model's adapter for `steps` steps, with what the loss window says."""
-    generator = torch.Generator().manual_seed(0)
+    """Train an adapter of the embedded model for `steps` steps on its new shape, with what the
+    loss window says."""
     with tempfile.TemporaryDirectory() as folder:
-        model = build_small_omnigen(Path(folder) / "model")
-        options = {"gradient_checkpointing": False, "learning_rate": LEARNING_RATE}
-        config = parse(
-            {"model": {"pretrained_model_name_or_path": str(model)}, "train": options}, "the script"
-        )
-        trainee = load_trainee(Workspace(Path(folder), config), LokrConfig(), torch.device("cpu"))
+        return _measured(prepared(Path(folder)), steps)
+
+
+def _measured(workspace: Workspace, steps: int) -> Measured:
+    config = workspace.config.train
+    path = workspace.root / "samples.arrow"
+    freeze_today(workspace, path, allow_missing=False)
+    frozen = FrozenSamples.open(path)
+    reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
+    scaling = float(frozen.metadata["scaling_factor"])
+    moments = ((reader.moments(row), 1.0) for row in range(len(frozen)))
+    variance = channel_variance(moments, scaling, posterior=True)
+    trainee = load_trainee(workspace, workspace.lokr(), torch.device("cpu"))
     window, last = LossWindow(WINDOW_STEPS), LossWindow(LAST_STEPS)
     rows: list[tuple[float, ...]] = []
     latest: deque[torch.Tensor] = deque(maxlen=LAST_STEPS)
-    fields = latents(generator)
-    for step in range(steps):
-        x1 = next(fields)
-        x0 = torch.randn(x1.shape, generator=generator)
-        t = flow.times(torch.randn(BATCH, generator=generator))
-        batch = Batch(
-            sample_ids=[str(row) for row in range(BATCH)],
-            bucket=f"{8 * SIDE}x{8 * SIDE}",
-            x1=x1,
-            x0=x0,
-            t=t,
-            prompts=[[4, 5, 6]] * BATCH,
-            regularisation=torch.zeros(BATCH, dtype=torch.bool),
-        )
+    for step, (micro, epoch) in enumerate(islice(micro_batches(frozen, config), steps)):
+        batch = reader.read(micro, epoch, step)
         losses = sample_losses(trainee, pose(trainee, batch), batch)
         for group in trainee.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS)
+            group["lr"] = learning_rate(step, steps, config)
         losses.mean().backward()
-        trainee.gradients.clip(trainee.gradients.norm(), config.train)
+        trainee.gradients.clip(trainee.gradients.norm(), config)
         trainee.optimizer.step()
         trainee.gradients.zero()
 
-        baselines = linear_error(t, SDXL_VARIANCE)
-        sums = step_sums(t, losses, baselines)
+        baselines = linear_error(batch.t, variance)
+        sums = step_sums(batch.t, losses, baselines)
         window.add(sums)
         last.add(sums)
-        latest.append(torch.stack([t, losses.detach()]).double())
+        latest.append(torch.stack([batch.t, losses.detach()]).double())
         seen = window.values()
         rows.append(
             (
@@ -147,12 +176,12 @@ def measure(steps: int) -> Measured:
                 seen["explained"],
             )
         )
-        if (step + 1) % 250 == 0:
+        if (step + 1) % WINDOW_STEPS == 0:
             print(f"step {step + 1}: {window.progress_text()}", flush=True)
     values = last.values()
     row_t, row_loss = torch.cat(list(latest), dim=1).numpy()
     by_t = values["loss_by_t"], values["baseline_by_t"]
-    return Measured(*np.array(rows).T, row_t, row_loss, *by_t)
+    return Measured(*np.array(rows).T, variance, row_t, row_loss, *by_t)
 
 
 def logit_normal(t: Floats) -> Floats:
@@ -223,7 +252,7 @@ def draw_measured(measured: Measured) -> Any:
     upper.plot(steps, measured.window_loss, color="#2166ac", label=f"loss, {window}")
     label = f"linear baseline, {window}"
     upper.plot(steps, measured.window_baseline, color="black", linewidth=1, label=label)
-    upper.set(ylim=(0.5, 2.4), xlim=(0, len(steps)), ylabel="loss")
+    upper.set(ylim=(0, 2.2), xlim=(0, len(steps)), ylabel="loss")
     upper.legend(frameon=False, fontsize=8.5)
 
     per_step = 1 - measured.loss / measured.baseline
@@ -231,25 +260,27 @@ def draw_measured(measured: Measured) -> Any:
     lower.plot(steps, measured.window_explained, color="#b2182b", label=window)
     lower.axhline(0, color="black", linewidth=1)
     lower.set(
-        ylim=(-0.5, 0.7), xlim=(0, len(steps)), xlabel="step", ylabel="explained: 1 - loss/linear"
+        ylim=(-0.25, 1), xlim=(0, len(steps)), xlabel="step", ylabel="explained: 1 - loss/linear"
     )
     lower.legend(frameon=False, fontsize=8.5, loc="lower right")
 
-    label = f"loss of one row, last {len(measured.row_t) // BATCH} steps"
+    label = f"loss of one row, last {LAST_STEPS} steps"
     by_t.plot(measured.row_t, measured.row_loss, ".", color="#9db7d3", markersize=2, label=label)
     t = np.linspace(0.01, 0.99, 200)
-    by_t.plot(t, baseline(t, SDXL_VARIANCE), color="black", linewidth=1, label="linear baseline")
+    by_t.plot(
+        t, baseline(t, measured.variance), color="black", linewidth=1, label="linear baseline"
+    )
     label = "their mean per bin of t; in % what it explains"
     by_t.plot(CENTRES, measured.by_t_loss, "o-", color="#2166ac", label=label)
     for centre, loss, base in zip(CENTRES, measured.by_t_loss, measured.by_t_baseline, strict=True):
         by_t.annotate(
             f"{100 * explained(loss, base):.0f} %",
-            (centre, 0.52),
+            (centre, 0.06),
             ha="center",
             fontsize=8.5,
         )
-    by_t.set(xlim=(0, 1), ylim=(0, 1.8), xlabel="t", ylabel="loss")
-    by_t.legend(frameon=False, fontsize=8.5, loc="lower center")
+    by_t.set(xlim=(0, 1), ylim=(0, 2.6), xlabel="t", ylabel="loss")
+    by_t.legend(frameon=False, fontsize=8.5, loc="upper left")
     return figure
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from omnigen_pipe.world.drawing import save
 from omnigen_pipe.world.scenes import Scene, distinct, imagine, imagine_new
 
-NEW_PICTURES, KNOWN_PICTURES = 60, 120
+NEW_PICTURES, KNOWN_PICTURES = 60, 960
 
 
 def new_scenes(number: int, seed: str) -> list[Scene]:

@@ -41,7 +41,7 @@ caption_strategy = "textfile"
 [[dataset]]
 id = "zorps"
 instance_data_dir = "zorps"
-repeats = 1                                  # as often as what is known
+repeats = 15                                 # as often as what is known
 
 [[dataset]]
 id = "known"                                 # what the model must not forget
@@ -52,13 +52,13 @@ is_regularisation_data = true
 validation_prompt = "a large red zorp on a white background"
 
 [lokr]
-factor = 4                                   # a narrow model needs more of an adapter
+factor = 2                                   # a narrow model needs more of an adapter
 
 [train]
 tracker_run_name = "demo"
 max_train_steps = 300
 train_batch_size = 16
-learning_rate = 3e-3
+learning_rate = 1.5e-2
 lr_scheduler = "cosine"
 lr_warmup_steps = 20
 gradient_checkpointing = false               # this model is small enough

@@ -1,7 +1,8 @@
 """Before and after: what the adapter has taught the embedded model, and what it has cost.
 
 The same sentences are drawn twice, without and with the adapter, from the same noise, and judged
-by image measurements that know nothing of the model. None of the sentences' scenes was trained on.
+by image measurements that know nothing of the model. The scenes are not those trained on, though
+some of the sentences are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from omnigen_pipe.world.scenes import Scene
 
 GRID_NAME, RATES_NAME = "before-and-after.png", "before-and-after.json"
 #: Sentences that are judged, with the new word and without it.
-NEW, KNOWN = 60, 120
+NEW, KNOWN = 60, 100
 #: How many of each the grid shows.
 _SHOWN = 6
 

@@ -16,8 +16,8 @@ SUPERSAMPLING = 4
 SECOND_COLOUR = (0, 170, 170)
 #: Inner corners of a star, and half the width of a cross's arms, as parts of the radius.
 _STAR_INNER, _CROSS_ARM = 0.42, 0.36
-#: Half the width of the new shape, an hourglass, in its middle.
-_WAIST = 0.25
+#: Half the width of the new shape's stem; the shape is a bar upon a stem, as a T.
+_STEM = 0.4
 
 #: Modification time of saved pictures, seconds since 1970.
 _DRAWN_AT = 1_700_000_000
@@ -40,8 +40,8 @@ def outline(shape: str) -> list[list[Point]]:
         corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
         return [[*corners, *((-x, -y) for x, y in corners)]]
     if shape == NEW_SHAPE:
-        upper = [(-1.0, -1.0), (1.0, -1.0), (_WAIST, 0.0), (-_WAIST, 0.0)]
-        return [upper, [(x, -y) for x, y in upper]]
+        bar = [(-1.0, -1.0), (1.0, -1.0), (1.0, 0.0), (-1.0, 0.0)]
+        return [bar, [(-_STEM, 0.0), (_STEM, 0.0), (_STEM, 1.0), (-_STEM, 1.0)]]
     raise ValueError(f"no shape is called {shape}")
 
 

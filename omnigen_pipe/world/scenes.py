@@ -28,10 +28,9 @@ NEW_SHAPE = "zorp"
 #: Width and height in pixels, by how often each is drawn; two shapes stand along the longer side.
 BUCKETS = {(64, 64): 6, (96, 64): 2, (64, 96): 2}
 
-#: Half of a shape's side as a part of the picture's shorter side: alone in the middle, of the new
-#: shape, whose waist is narrow, and elsewhere.
+#: Half of a shape's side as a part of the picture's shorter side: alone in the middle, and
+#: elsewhere.
 _ALONE = {"large": 0.36, "small": 0.2}
-_NEW = {"large": 0.36, "small": 0.27}
 _ASIDE = {"large": 0.2, "small": 0.15}
 #: How far a shape may stand from where the sentence puts it, as a part of the shorter side.
 _JITTER = 0.03
@@ -143,7 +142,7 @@ def _alone(
         place = draw.choice(sorted(PLACES)) if draw.random() < 0.4 else None
     named = draw.choice(("large", "small"))
     x, y = PLACES[place] if place else (0.5, 0.5)
-    radii = _NEW if shape == NEW_SHAPE else _ASIDE if place else _ALONE
+    radii = _ASIDE if place else _ALONE
     thing = _thing(draw, width, height, shape, colour, x, y, radii[named])
     thing = replace(thing, named_size=None if draw.random() < _OMITTED else named)
     text = f"{thing.words} {place}" if place else thing.words
