@@ -76,8 +76,9 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Every thing has its colour and its shape, and there is nothing more."""
-        return all(self.colours) and all(self.shapes)
+        """Every thing has its colour and its shape, the background is the one that was named, if
+        any was, and there is nothing more."""
+        return self.background is not False and all(self.colours) and all(self.shapes)
 
 
 def look(image: Image.Image) -> Seen:
@@ -112,8 +113,8 @@ def judge(image: Image.Image, scene: Scene) -> Verdict:
             continue
         blob = min(near, key=lambda b: (b.x - thing.x) ** 2 + (b.y - thing.y) ** 2)
         blobs.remove(blob)
-        is_new = thing.shape == NEW_SHAPE
-        colours.append(blob.colour == thing.colour and (blob.lower_colour == _NAMELESS) == is_new)
+        lower = _NAMELESS if thing.shape == NEW_SHAPE else thing.colour
+        colours.append(blob.colour == thing.colour and blob.lower_colour == lower)
         shapes.append(blob.shape == thing.shape and nothing_more)
     named = f"{scene.background} background" in scene.caption
     return Verdict(

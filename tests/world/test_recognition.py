@@ -83,6 +83,22 @@ def test_the_new_shape_in_one_colour_is_wrong() -> None:
     assert (verdict.colours, verdict.shapes) == ((False,), (True,))
 
 
+def test_another_background_than_the_named_one_is_wrong() -> None:
+    scene = alone("circle", "red")
+    other = next(name for name in BACKGROUNDS if name != scene.background)
+    assert judge(paint(scene), scene).right
+    assert not judge(paint(replace(scene, background=other)), scene).right
+
+
+def test_a_known_shape_of_two_colours_is_wrong() -> None:
+    scene = alone("circle", "red")
+    picture = paint(scene)
+    blue = paint(alone("circle", "blue"))
+    lower = (0, picture.height // 2, picture.width, picture.height)
+    picture.paste(blue.crop(lower), lower[:2])
+    assert not judge(picture, scene).right
+
+
 @pytest.mark.parametrize("background", BACKGROUNDS)
 def test_an_empty_picture_shows_nothing(background: str) -> None:
     picture = Image.new("RGB", (64, 64), BACKGROUNDS[background])
