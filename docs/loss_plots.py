@@ -1,4 +1,4 @@
-"""Draws the pictures of `loss.md` into `docs/images/`: `python docs/loss_plots.py`, two minutes.
+"""Draws the pictures of `loss.md` into `docs/images/`: `python docs/loss_plots.py`, in two minutes.
 
 Two come from the formula alone. The third is measured: an adapter of the embedded model learns
 its new shape by the project's own stages, order, draws and objective. Seeded throughout; on one
@@ -262,7 +262,7 @@ def draw_measured(measured: Measured) -> Any:
     lower.set(
         ylim=(-0.25, 1), xlim=(0, len(steps)), xlabel="step", ylabel="explained: 1 - loss/linear"
     )
-    lower.legend(frameon=False, fontsize=8.5, loc="lower right")
+    lower.legend(frameon=False, fontsize=8.5, loc="center right")
 
     label = f"loss of one row, last {LAST_STEPS} steps"
     by_t.plot(measured.row_t, measured.row_loss, ".", color="#9db7d3", markersize=2, label=label)
@@ -275,7 +275,7 @@ def draw_measured(measured: Measured) -> Any:
     for centre, loss, base in zip(CENTRES, measured.by_t_loss, measured.by_t_baseline, strict=True):
         by_t.annotate(
             f"{100 * explained(loss, base):.0f} %",
-            (centre, 0.06),
+            (centre, 0.62),
             ha="center",
             fontsize=8.5,
         )

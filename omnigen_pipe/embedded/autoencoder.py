@@ -23,7 +23,6 @@ from omnigen_pipe.world.drawing import SECOND_COLOUR, SUPERSAMPLING, paint
 from omnigen_pipe.world.scenes import BACKGROUNDS, BUCKETS, COLOURS, FINER_SHAPES, imagine
 
 SCALING_FACTOR = 0.13025
-STEPS = 5000
 _BATCH = 8
 _LEARNING_RATE, _WARMUP = 5e-4, 100
 #: Weight of the posterior's divergence from N(0, 1), both summed over a picture's elements.

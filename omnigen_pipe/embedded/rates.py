@@ -20,7 +20,8 @@ BATCH = 32
 @dataclass(frozen=True)
 class Rates:
     """Shares of what was asked: of things in the right colour, of the right shape, of pictures
-    with the named background, and of pictures in which every thing is right and nothing more."""
+    with the named background, and of pictures in which all that is named is right and nothing
+    more is seen."""
 
     pictures: int
     colours: float
