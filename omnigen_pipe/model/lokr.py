@@ -1,18 +1,19 @@
 """The LoKr adapter: LyCORIS' modules, created with every choice stated, and its file.
 
-Always in bypass mode: the Kronecker factors are applied to the activations. LyCORIS' default
-rebuilds the whole weight, which costs a full weight gradient and loses small changes in
-bfloat16. Target classes that match nothing are errors here; LyCORIS would only warn.
+Always in bypass mode: the Kronecker factors are applied to the activations, by
+`kronecker_linear` rather than LyCORIS' own chain, which is slower and runs at strength 0 too.
+LyCORIS' default rebuilds the whole weight, which costs a full weight gradient and loses small
+changes in bfloat16. Target classes that match nothing are errors here; LyCORIS would only warn.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import nn
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import tool_version
 from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.model.kronecker import kronecker_linear
 from omnigen_pipe.model.provenance import read_metadata
 from omnigen_pipe.quiet import quiet_imports
 
@@ -55,9 +57,6 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
     Its parameters are the adapter's; the transformer's own stay frozen. Starts as the
     identity. The initial weights depend on `seed` alone.
     """
-    # Its own choice on CUDA would compile the factors' application by shape, and give up after a
-    # few buckets; its fused kernels take factors up to 128 only. Read when it first computes.
-    os.environ.setdefault("LYCORIS_KERNEL_BACKEND", "torch")
     with quiet_imports():
         from lycoris.logging import logger
         from lycoris.wrapper import LycorisNetwork
@@ -99,8 +98,23 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
             bypass_mode=True,
         )
     network.apply_to()
+    for lora in network.loras:
+        lora.bypass_forward = MethodType(_adapted_forward, lora)
     network.float().requires_grad_(True)
     return network
+
+
+def _adapted_forward(lora: Any, x: torch.Tensor, strength: float) -> torch.Tensor:
+    """Takes the place of a LyCORIS module's bypass: the adapted layer's output for `x`."""
+    base: torch.Tensor = lora.org_forward(x)
+    if strength == 0:
+        return base
+    w1 = lora.lokr_w1 if lora.use_w1 else lora.lokr_w1_a @ lora.lokr_w1_b
+    w1 = (w1 * (lora.scale * strength)).to(x.dtype)
+    if lora.use_w2:
+        return base + kronecker_linear(x, w1, lora.lokr_w2.to(x.dtype))
+    factors = (lora.lokr_w2_a.to(x.dtype), lora.lokr_w2_b.to(x.dtype))
+    return base + kronecker_linear(x, w1, factors)
 
 
 def check_targets(transformer: nn.Module, config: LokrConfig) -> None:

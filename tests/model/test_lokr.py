@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -207,12 +206,52 @@ def test_a_damaged_adapter_file_is_named(tmp_path: Path) -> None:
         lokr.read_adapter(path)
 
 
-def test_lycoris_computes_by_torch_unless_the_user_says_otherwise(small_omnigen: Path) -> None:
-    """Its own choice on CUDA compiles by shape, which many buckets exhaust."""
-    lokr.attach(
-        load_transformer(small_omnigen / "transformer", torch.float32, CPU), LokrConfig(), 0
-    )
-    assert os.environ["LYCORIS_KERNEL_BACKEND"] == "torch"
+@pytest.mark.parametrize("config", [LokrConfig(), LokrConfig.model_validate(LOW_RANK)])
+def test_the_forward_pass_is_lycoris_own(
+    small_omnigen: Path, config: LokrConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours is arranged otherwise: LyCORIS' own chain is the reference, also for gradients."""
+    outputs, gradients = [], []
+    for own in (True, False):
+        transformer = _transformer(small_omnigen)
+        network = lokr.attach(transformer, config, seed=0)
+        _randomise(network)
+        for lora in network.loras:
+            if own:
+                monkeypatch.setattr(lora, "bypass_forward", type(lora).bypass_forward.__get__(lora))
+        x_t, t, prompts = _inputs()
+        output = predict_velocity(transformer, x_t, t, prompts)
+        output.square().sum().backward()
+        outputs.append(output)
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_at_strength_zero_the_factors_are_not_computed(
+    small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformer = _transformer(small_omnigen)
+    network = lokr.attach(transformer, LokrConfig(), seed=0)
+    _randomise(network)
+    calls = []
+    original = lokr.kronecker_linear
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(lokr, "kronecker_linear", counted)
+    x_t, t, prompts = _inputs()
+    with torch.no_grad():
+        network.set_multiplier(0.0)
+        at_zero = predict_velocity(transformer, x_t, t, prompts)
+        assert calls == []
+        base = predict_velocity(_transformer(small_omnigen), x_t, t, prompts)
+        assert torch.equal(at_zero, base)
+        network.set_multiplier(1.0)
+        assert not torch.equal(predict_velocity(transformer, x_t, t, prompts), base)
+    assert len(calls) == len(network.loras)
 
 
 def test_equal_adapters_are_equal_files(tmp_path: Path) -> None:
