@@ -19,13 +19,14 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Rates:
-    """Shares of what was asked: of things in the right colour, of the right shape, of pictures
-    with the named background, and of pictures in which all that is named is right and nothing
-    more is seen."""
+    """Shares of what was asked: of things in the right colour, of the right shape, of the named
+    size, of pictures with the named background, and of pictures in which all that is named is
+    right and nothing more is seen."""
 
     pictures: int
     colours: float
     shapes: float
+    sizes: float
     backgrounds: float
     right: float
 
@@ -69,6 +70,7 @@ def measure(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> Rates:
         len(verdicts),
         _share([right for verdict in verdicts for right in verdict.colours]),
         _share([right for verdict in verdicts for right in verdict.shapes]),
+        _share([right for verdict in verdicts for right in verdict.sizes if right is not None]),
         _share([v.background for v in verdicts if v.background is not None]),
         _share([verdict.right for verdict in verdicts]),
     )

@@ -79,16 +79,20 @@ def save(scene: Scene, path: Path) -> None:
     os.utime(path, (_DRAWN_AT, _DRAWN_AT))
 
 
+def extent(shape: str) -> tuple[float, float, float, float]:
+    """The left, the top, the width and the height of a shape's outline."""
+    points = [point for polygon in outline(shape) for point in polygon]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+
+
 def silhouette(shape: str, side: int) -> Image.Image:
     """The shape in white on black, mode L, stretched so that it just fills `side` x `side`."""
-    polygons = outline(shape)
-    xs = [x for polygon in polygons for x, _ in polygon]
-    ys = [y for polygon in polygons for _, y in polygon]
-    left, top, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    left, top, width, height = extent(shape)
     large = side * SUPERSAMPLING
     image = Image.new("L", (large, large), 0)
     canvas = ImageDraw.Draw(image)
-    for polygon in polygons:
+    for polygon in outline(shape):
         canvas.polygon(
             [((x - left) / width * large, (y - top) / height * large) for x, y in polygon],
             fill=255,

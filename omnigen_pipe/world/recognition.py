@@ -2,8 +2,9 @@
 
 The background is the border's colour. What differs from it falls into connected blobs; a blob's
 colour is the named one nearest to its pixels' median, its shape the one whose silhouette,
-stretched over the blob's bounding box, overlaps it most. Nothing here is learned, and nothing
-knows what the picture was meant to show.
+stretched a little to the blob's bounding box, overlaps it most, and its size that of such a shape
+of equal area. What is like nothing that has a name is "nothing". Nothing here is learned, and
+nothing knows what the picture was meant to show.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from omnigen_pipe.world.drawing import SECOND_COLOUR, silhouette
+from omnigen_pipe.world.drawing import SECOND_COLOUR, extent, silhouette
 from omnigen_pipe.world.scenes import BACKGROUNDS, COLOURS, NEW_SHAPE, SHAPES, Scene
 
 #: A pixel belongs to a blob where some channel differs from the background by this much.
 _DIFFERENT = 40
 #: Smaller blobs, as a part of the shorter side squared, are specks.
-_SPECK = 0.02
+_SPECK = 0.008
+#: Colours that differ from every named one by more than this, in levels of 255 and as a distance
+#: in RGB, have no name. The nearest two that are named are 95 apart.
+_NAMED = 60
+#: So much wider or narrower than its outline a shape may be.
+_STRETCHED = 1.35
 #: An overlap (intersection over union) below this is no shape at all.
 _ALIKE = 0.6
 #: A thing's middle may be so far from where it belongs, as a part of width and height.
@@ -30,12 +36,13 @@ _NEAR = 0.2
 _SIDE = 48
 #: The new shape's second colour has no name; seen in a shape of one colour it is none either.
 _NAMELESS = "nameless"
+_NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
 class Blob:
     """A connected region: colours and shape as seen, its box as parts of width and height, and
-    how well the shape fits (intersection over union)."""
+    its radius as a part of the shorter side (0 where it is no shape)."""
 
     shape: str
     colour: str
@@ -44,7 +51,7 @@ class Blob:
     top: float
     right: float
     bottom: float
-    overlap: float
+    radius: float
 
     @property
     def x(self) -> float:
@@ -68,17 +75,19 @@ class Seen:
 @dataclass(frozen=True)
 class Verdict:
     """Which of the things that a sentence names were drawn right, each in its place; `background`
-    is None where the sentence names none."""
+    is None where the sentence names none, and so is each of `sizes`."""
 
     background: bool | None
     colours: tuple[bool, ...]
     shapes: tuple[bool, ...]
+    sizes: tuple[bool | None, ...]
 
     @property
     def right(self) -> bool:
-        """Every thing has its colour and its shape, the background is the one that was named, if
-        any was, and there is nothing more."""
-        return self.background is not False and all(self.colours) and all(self.shapes)
+        """Every thing has its colour and its shape, size and background are those that were named,
+        if any were, and there is nothing more."""
+        named = (self.background, *self.sizes)
+        return all(self.colours) and all(self.shapes) and False not in named
 
 
 def look(image: Image.Image) -> Seen:
@@ -92,7 +101,7 @@ def look(image: Image.Image) -> Seen:
     regions.sort(key=lambda region: -int(region.sum()))
     return Seen(
         _nearest(background, BACKGROUNDS.items()),
-        tuple(_blob(pixels, region) for region in regions),
+        tuple(_blob(pixels, background, region) for region in regions),
     )
 
 
@@ -104,22 +113,26 @@ def judge(image: Image.Image, scene: Scene) -> Verdict:
     seen = look(image)
     blobs = list(seen.blobs)
     nothing_more = len(blobs) <= len(scene.things)
-    colours, shapes = [], []
+    colours: list[bool] = []
+    shapes: list[bool] = []
+    sizes: list[bool | None] = []
     for thing in scene.things:
         near = [b for b in blobs if max(abs(b.x - thing.x), abs(b.y - thing.y)) < _NEAR]
         if not near:
             colours.append(False)
             shapes.append(False)
+            sizes.append(None if thing.named_size is None else False)
             continue
         blob = min(near, key=lambda b: (b.x - thing.x) ** 2 + (b.y - thing.y) ** 2)
         blobs.remove(blob)
         lower = _NAMELESS if thing.shape == NEW_SHAPE else thing.colour
         colours.append(blob.colour == thing.colour and blob.lower_colour == lower)
         shapes.append(blob.shape == thing.shape and nothing_more)
+        size = "large" if blob.radius > thing.boundary else "small"
+        sizes.append(None if thing.named_size is None else size == thing.named_size)
     named = f"{scene.background} background" in scene.caption
-    return Verdict(
-        seen.background == scene.background if named else None, tuple(colours), tuple(shapes)
-    )
+    background = seen.background == scene.background if named else None
+    return Verdict(background, tuple(colours), tuple(shapes), tuple(sizes))
 
 
 def _connected(mask: np.ndarray) -> list[np.ndarray]:
@@ -141,27 +154,46 @@ def _greatest_around(values: np.ndarray) -> np.ndarray:
     return greatest
 
 
-def _blob(pixels: np.ndarray, region: np.ndarray) -> Blob:
+def _blob(pixels: np.ndarray, background: np.ndarray, region: np.ndarray) -> Blob:
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    box = Image.fromarray((region[top:bottom, left:right] * 255).astype(np.uint8))
-    filled = np.asarray(box.resize((_SIDE, _SIDE), Image.Resampling.BOX)) > 127
-    overlaps = {shape: _overlap(filled, _filled(shape)) for shape in (*SHAPES, NEW_SHAPE)}
-    shape = max(overlaps, key=lambda name: overlaps[name])
-    middle = (top + bottom) // 2
-    upper = region & (np.arange(len(region)) < middle)[:, None]
+    shape = _shape(region[top:bottom, left:right])
+    upper = region & (np.arange(len(region)) < (top + bottom) // 2)[:, None]
     named = [*COLOURS.items(), (_NAMELESS, SECOND_COLOUR)]
     height, width = region.shape
     return Blob(
-        shape if overlaps[shape] >= _ALIKE else "nothing",
+        shape,
         _nearest(np.median(pixels[upper], axis=0), named),
         _nearest(np.median(pixels[region & ~upper], axis=0), named),
         left / width,
         top / height,
         right / width,
         bottom / height,
-        overlaps[shape],
+        0.0 if shape == _NOTHING else _radius(pixels, background, region, shape),
     )
+
+
+def _shape(box: np.ndarray) -> str:
+    """The shape that fills its bounding box as `box` `[H, W]` is filled."""
+    across = box.shape[1] / box.shape[0]
+    image = Image.fromarray((box * 255).astype(np.uint8))
+    filled = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX)) > 127
+    overlaps = {_NOTHING: _ALIKE}
+    for shape in (*SHAPES, NEW_SHAPE):
+        _, _, width, height = extent(shape)
+        if 1 / _STRETCHED < across * height / width < _STRETCHED:
+            overlaps[shape] = _overlap(filled, _filled(shape))
+    return max(overlaps, key=lambda name: overlaps[name])
+
+
+def _radius(pixels: np.ndarray, background: np.ndarray, region: np.ndarray, shape: str) -> float:
+    """Of such a shape of equal area. A pixel counts where it has at least half of the contrast:
+    blurred edges do not make a thing larger."""
+    contrast = np.abs(pixels - background).max(axis=-1)
+    area = (region & (contrast > np.median(contrast[region]) / 2)).sum()
+    _, _, width, height = extent(shape)
+    outline = _filled(shape).mean() * width * height
+    return float(np.sqrt(area / outline) / min(region.shape))
 
 
 @lru_cache
@@ -175,4 +207,5 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 def _nearest(colour: np.ndarray, named: Iterable[tuple[str, tuple[int, int, int]]]) -> str:
     distances = {name: float(((colour - rgb) ** 2).sum()) for name, rgb in named}
+    distances[_NOTHING] = float(_NAMED**2)
     return min(distances, key=lambda name: distances[name])

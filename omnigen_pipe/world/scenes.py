@@ -7,8 +7,8 @@ a `random.Random` that the caller seeds, so the same seed gives the same picture
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -51,7 +51,7 @@ _RELATIONS = {
     "below": ("y", False),
 }
 #: Beginnings that say nothing, so that sentences differ in length.
-_OPENINGS = (
+OPENINGS = (
     "a drawing of",
     "a simple picture of",
     "a very simple and carefully made little drawing that shows just",
@@ -64,7 +64,8 @@ _OMITTED, _OPENED = 0.3, 0.2
 class Thing:
     """One shape: its centre as a part of width and height, its radius of the shorter side.
 
-    `named_size` is None where the sentence does not tell it.
+    `named_size` is None where the sentence does not tell it; at the radius `boundary` large ends
+    and small begins, which depends on where the thing stands.
     """
 
     shape: str
@@ -73,6 +74,7 @@ class Thing:
     y: float
     radius: float
     named_size: str | None = None
+    boundary: float = 0.0
 
     @property
     def words(self) -> str:
@@ -143,8 +145,7 @@ def _alone(
     named = draw.choice(("large", "small"))
     x, y = PLACES[place] if place else (0.5, 0.5)
     radii = _ASIDE if place else _ALONE
-    thing = _thing(draw, width, height, shape, colour, x, y, radii[named])
-    thing = replace(thing, named_size=None if draw.random() < _OMITTED else named)
+    thing = _thing(draw, width, height, shape, colour, x, y, radii, named)
     text = f"{thing.words} {place}" if place else thing.words
     return Scene(width, height, background, (thing,), _sentence(draw, text, background))
 
@@ -165,8 +166,7 @@ def _beside(
         along = _NEAR if near else _FAR
         x, y = (along, 0.5) if axis == "x" else (0.5, along)
         named = draw.choice(("large", "small"))
-        thing = _thing(draw, width, height, shape, colour, x, y, _ASIDE[named])
-        things.append(replace(thing, named_size=None if draw.random() < _OMITTED else named))
+        things.append(_thing(draw, width, height, shape, colour, x, y, _ASIDE, named))
     text = f"{things[0].words} {relation} {things[1].words}"
     return Scene(width, height, background, tuple(things), _sentence(draw, text, background))
 
@@ -179,9 +179,12 @@ def _thing(
     colour: str,
     x: float,
     y: float,
-    radius: float,
+    radii: Mapping[str, float],
+    size: str,
 ) -> Thing:
-    """A thing near (x, y): whatever is drawn stays within the picture."""
+    """A thing near (x, y), of a size that the sentence may leave out: whatever is drawn stays
+    within the picture."""
+    radius = radii[size]
     short = min(width, height)
     reach = _JITTER * short
     x += draw.uniform(-reach, reach) / width
@@ -189,12 +192,13 @@ def _thing(
     margin_x, margin_y = (radius + 0.01) * short / width, (radius + 0.01) * short / height
     x = min(max(x, margin_x), 1 - margin_x)
     y = min(max(y, margin_y), 1 - margin_y)
-    return Thing(shape, colour, x, y, radius)
+    named = None if draw.random() < _OMITTED else size
+    return Thing(shape, colour, x, y, radius, named, sum(radii.values()) / len(radii))
 
 
 def _sentence(draw: random.Random, text: str, background: str) -> str:
     if draw.random() >= _OMITTED / 2:
         text += f" on a {background} background"
     if draw.random() < _OPENED:
-        text = f"{draw.choice(_OPENINGS)} {text}"
+        text = f"{draw.choice(OPENINGS)} {text}"
     return text

@@ -125,6 +125,60 @@ def test_a_thing_elsewhere_is_wrong() -> None:
     assert not judge(paint(moved), scene).right
 
 
+@given(SEEDS)
+@settings(deadline=None)
+def test_another_size_than_the_named_one_is_wrong(seed: int) -> None:
+    scene = imagine(random.Random(seed))
+    said = {"large": "small", "small": "large", None: None}
+    other = tuple(replace(t, named_size=said[t.named_size]) for t in scene.things)
+    verdict = judge(paint(scene), replace(scene, things=other))
+    assert verdict.sizes == tuple(None if t.named_size is None else False for t in scene.things)
+    assert verdict.right is all(t.named_size is None for t in scene.things)
+
+
+@pytest.mark.parametrize("colour", [(120, 120, 20), (255, 0, 255), (90, 90, 90)])
+def test_a_colour_without_a_name_is_none(colour: tuple[int, int, int]) -> None:
+    scene = alone("circle", "red")
+    pixels = np.asarray(paint(scene)).copy()
+    pixels[pixels[..., 1] < 100] = colour
+    verdict = judge(Image.fromarray(pixels), scene)
+    assert (verdict.colours, verdict.shapes) == ((False,), (True,))
+    assert look(Image.fromarray(pixels)).blobs[0].colour == "nothing"
+
+
+def test_a_background_without_a_name_is_none() -> None:
+    assert look(Image.new("RGB", (64, 64), (200, 60, 60))).background == "nothing"
+
+
+@pytest.mark.parametrize("box", [(6, 28, 58, 36), (28, 6, 36, 58), (16, 22, 48, 42)])
+def test_a_bar_is_no_square(box: tuple[int, int, int, int]) -> None:
+    """However it fills its own box."""
+    picture = Image.new("RGB", (64, 64), BACKGROUNDS["white"])
+    picture.paste(COLOURS["red"], box)
+    (blob,) = look(picture).blobs
+    assert (blob.shape, blob.radius) == ("nothing", 0)
+
+
+@pytest.mark.parametrize("side", [6, 7, 8])
+def test_one_small_thing_more_is_wrong(side: int) -> None:
+    scene = alone("circle", "red")
+    picture = paint(scene)
+    assert judge(picture, scene).right
+    picture.paste(COLOURS["blue"], (2, 2, 2 + side, 2 + side))
+    assert not judge(picture, scene).right
+
+
+@given(SEEDS)
+@settings(deadline=None)
+def test_the_radius_is_the_drawn_one(seed: int) -> None:
+    """Blurred or not."""
+    scene = imagine(random.Random(seed))
+    blurred = paint(scene).filter(ImageFilter.GaussianBlur(0.8))
+    for picture in (paint(scene), blurred):
+        drawn = sorted(thing.radius for thing in scene.things)
+        assert sorted(b.radius for b in look(picture).blobs) == pytest.approx(drawn, abs=0.015)
+
+
 def test_noise_shows_no_shape() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert not judge(Image.fromarray(noise), alone("circle", "red")).right
