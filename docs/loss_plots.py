@@ -94,7 +94,7 @@ class Measured:
 
 def prepared(folder: Path) -> Workspace:
     """A workspace in `folder` with the demo's new pictures, encoded and tokenised."""
-    draw_pictures(folder / "zorps", new_scenes(PICTURES, "loss"))
+    draw_pictures(folder / "zorps", new_scenes(PICTURES))
     config = parse(
         {
             "model": {"pretrained_model_name_or_path": EMBEDDED},

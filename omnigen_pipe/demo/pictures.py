@@ -2,30 +2,68 @@
 
 Drawn rather than shipped. What is known comes as regularisation data, so that the new shape does
 not displace the old ones. Sizes differ: several buckets arise, as from a folder of photographs.
+No sentence that is judged is a caption that was trained on, and the new shape is judged in colours
+on backgrounds, too, on which it was never shown.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from omnigen_pipe.world.drawing import save
-from omnigen_pipe.world.scenes import Scene, distinct, imagine, imagine_new
+from omnigen_pipe.world.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    OPENINGS,
+    Scene,
+    imagine,
+    imagine_new,
+)
 
 NEW_PICTURES, KNOWN_PICTURES = 60, 960
+#: Sentences that are judged, with the new word and without it.
+NEW, KNOWN = 60, 100
+#: Colours of the new shape, and backgrounds, that are never trained on together.
+HELD_BACK = {
+    "red": "white",
+    "blue": "black",
+    "green": "grey",
+    "yellow": "black",
+    "purple": "white",
+    "orange": "grey",
+}
 
 
-def new_scenes(number: int, seed: str) -> list[Scene]:
-    """`number` scenes with the new shape; the same for the same seed."""
-    draw = random.Random(f"{seed}:new")
-    return [imagine_new(draw) for _ in range(number)]
+def new_scenes(number: int) -> list[Scene]:
+    """`number` scenes with the new shape, to train on: every colour equally often, and so its
+    backgrounds that are not held back. Sentences may occur more than once."""
+    scenes = _plain(imagine_new, "new")
+    pairs = cycle((c, b) for c in COLOURS for b in BACKGROUNDS if HELD_BACK[c] != b)
+    return [
+        next(s for s in scenes if (s.things[0].colour, s.background) == pair)
+        for pair in islice(pairs, number)
+    ]
 
 
-def known_scenes(number: int, seed: str) -> list[Scene]:
-    """`number` scenes of the known world, each with a caption of its own."""
-    draw = random.Random(f"{seed}:known")
-    return distinct([imagine(draw) for _ in range(2 * number)])[:number]
+def known_scenes(number: int) -> list[Scene]:
+    """`number` scenes of the known world, to train on, each with a sentence of its own."""
+    return _unlike(_plain(imagine, "known"), number, set())
+
+
+def judged_scenes(number: int, known: int, seed: str = "proof") -> list[Scene]:
+    """`number` scenes with the new shape and then `known` without it, to judge by: each with a
+    sentence of its own that is no caption of what the demo trains on."""
+    trained = {scene.caption for scene in new_scenes(NEW_PICTURES) + known_scenes(KNOWN_PICTURES)}
+    new, old = _scenes(imagine_new, f"{seed}:new"), _scenes(imagine, f"{seed}:known")
+    return _unlike(new, number, trained) + _unlike(old, known, trained)
+
+
+def held_back(scene: Scene) -> bool:
+    """Whether the scene shows a colour on the background that is held back for it."""
+    return any(HELD_BACK[thing.colour] == scene.background for thing in scene.things)
 
 
 def draw_pictures(folder: Path, scenes: Sequence[Scene]) -> list[Path]:
@@ -38,3 +76,25 @@ def draw_pictures(folder: Path, scenes: Sequence[Scene]) -> list[Path]:
         path.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def _scenes(kind: Callable[[random.Random], Scene], seed: str) -> Iterator[Scene]:
+    """Scenes without end; the same for the same seed."""
+    draw = random.Random(f"demo:{seed}")
+    while True:
+        yield kind(draw)
+
+
+def _plain(kind: Callable[[random.Random], Scene], seed: str) -> Iterator[Scene]:
+    """Only those without an opening, since a batch is as long as its longest sentence."""
+    return (s for s in _scenes(kind, seed) if not s.caption.startswith(OPENINGS))
+
+
+def _unlike(scenes: Iterator[Scene], number: int, sentences: set[str]) -> list[Scene]:
+    """The next `number` scenes whose sentences are not among `sentences`, nor each other's."""
+    found: dict[str, Scene] = {}
+    while len(found) < number:
+        scene = next(scenes)
+        if scene.caption not in sentences:
+            found.setdefault(scene.caption, scene)
+    return list(found.values())

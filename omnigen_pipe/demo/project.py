@@ -1,7 +1,6 @@
 """The demo's workspace: drawn pictures, and a configuration that teaches the embedded model.
 
-Nothing is downloaded. The configuration is written last:
-where it lies, the rest is complete.
+Nothing is downloaded. The configuration is published last: where it lies, the rest is complete.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from manifests.errors import UsageError
+from manifests.publish import publishing
 from omnigen_pipe.config import CONFIG_NAME
 from omnigen_pipe.demo.pictures import (
     KNOWN_PICTURES,
@@ -19,14 +19,17 @@ from omnigen_pipe.demo.pictures import (
 )
 from omnigen_pipe.progress import Progress
 
-#: The first line of the demo's configuration: tells it from a user's own.
-MARK = "# The demo of omnigen-pipe: the embedded model learns a new shape. By `omnigen-pipe demo`."
+#: Begins the demo's configuration: tells it from a user's own.
+MARK = "# The demo of omnigen-pipe: the embedded model learns a new shape."
+#: To be raised whenever the pictures or the configuration change: what one version wrote is not
+#: what another would measure.
+VERSION = 2
 
 #: Lies in the folder while the demo is being written, so that a killed one can be begun again.
 _UNFINISHED = ".demo-unfinished"
 
 CONFIGURATION = f"""\
-{MARK}
+{MARK} Version {VERSION}.
 # The embedded model knows a little world of drawn shapes. Here it learns a new one, the zorp.
 
 [model]
@@ -69,37 +72,32 @@ checkpoint_step_interval = 100
 def write_project(root: Path, progress: Progress) -> bool:
     """Write the demo into the folder `root` unless it is there; True when it was written.
 
-    Raises `UsageError` where `root` is a workspace of another kind: nothing of a user's is ever
-    overwritten.
+    Raises `UsageError` where `root` holds anything else, be it another version's demo: nothing of a
+    user's is ever overwritten.
     """
     path = root / CONFIG_NAME
     if path.exists():
-        if path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+        first, *_ = path.read_text(encoding="utf-8", errors="replace").split("\n", 1)
+        if first == CONFIGURATION.split("\n", 1)[0]:
             return False
-        raise UsageError(
-            f"{path} is not the demo's. Name a new folder for the demo with --workspace."
-        )
+        whose = "of another version of omnigen-pipe" if first.startswith(MARK) else "not the demo's"
+        raise UsageError(f"{path} is {whose}. Name a new folder for the demo with --workspace.")
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file. Name a folder for the demo with --workspace.")
-    foreign = [name for name in ("zorps", "known") if _occupied(root / name, root)]
-    if foreign:
+    unfinished = root / _UNFINISHED
+    if root.exists() and not unfinished.exists() and any(root.iterdir()):
         raise UsageError(
-            f"{root / foreign[0]} is there already and is not the demo's. Name a new folder for "
-            "the demo with --workspace."
+            f"{root} holds other files already. Name a new folder for the demo with --workspace."
         )
     progress.note(
         f"Writing the demo into {root}: {NEW_PICTURES} pictures of a new shape, and "
         f"{KNOWN_PICTURES} of what the embedded model knows."
     )
     root.mkdir(parents=True, exist_ok=True)
-    unfinished = root / _UNFINISHED
     unfinished.touch()
-    draw_pictures(root / "zorps", new_scenes(NEW_PICTURES, "demo"))
-    draw_pictures(root / "known", known_scenes(KNOWN_PICTURES, "demo"))
-    path.write_text(CONFIGURATION, encoding="utf-8")
+    draw_pictures(root / "zorps", new_scenes(NEW_PICTURES))
+    draw_pictures(root / "known", known_scenes(KNOWN_PICTURES))
+    with publishing(root / "staging", path) as staged:
+        staged.write_text(CONFIGURATION, encoding="utf-8")
     unfinished.unlink()
     return True
-
-
-def _occupied(folder: Path, root: Path) -> bool:
-    return folder.exists() and not (root / _UNFINISHED).exists()

@@ -1,8 +1,7 @@
 """Before and after: what the adapter has taught the embedded model, and what it has cost.
 
 The same sentences are drawn twice, without and with the adapter, from the same noise, and judged
-by image measurements that know nothing of the model. The scenes are not those trained on, though
-some of the sentences are.
+by image measurements that know nothing of the model. None of the sentences was trained on.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from blake3 import blake3
 from PIL import Image
 
 from manifests.publish import publishing
-from omnigen_pipe.demo.pictures import known_scenes, new_scenes
+from omnigen_pipe.demo.pictures import KNOWN, NEW, judged_scenes
 from omnigen_pipe.device import pick_device
 from omnigen_pipe.embedded.rates import Rates, draw_scenes, measure
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.sampling.grid import grid_picture
 from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.workspace import Workspace
+from omnigen_pipe.world import recognition
 from omnigen_pipe.world.scenes import Scene
 
 GRID_NAME, RATES_NAME = "before-and-after.png", "before-and-after.json"
-#: Sentences that are judged, with the new word and without it.
-NEW, KNOWN = 60, 100
 #: How many of each the grid shows.
 _SHOWN = 6
 
@@ -59,12 +57,12 @@ class Proof:
 
 def prove(workspace: Workspace, adapter: Path, progress: Progress, device: str | None) -> Proof:
     """Draw and judge with and without `adapter`, and publish the grid and the rates; what was
-    judged of the same adapter already is read again."""
-    identity = blake3(adapter.read_bytes()).hexdigest()
+    judged already of the same models, sentences and settings is read again."""
+    scenes = judged_scenes(NEW, KNOWN)
+    identity = _identity(workspace, adapter, scenes)
     known = _read(workspace.root / RATES_NAME, identity)
     if known is not None and (workspace.root / GRID_NAME).exists():
         return known
-    scenes = new_scenes(NEW, "proof") + known_scenes(KNOWN, "proof")
     before = _drawn(workspace, None, scenes, progress, device)
     after = _drawn(workspace, adapter, scenes, progress, device)
     proof = Proof(
@@ -76,9 +74,20 @@ def prove(workspace: Workspace, adapter: Path, progress: Progress, device: str |
     with publishing(workspace.staging, workspace.root / GRID_NAME) as path:
         _grid(before, after, scenes).save(path, format="PNG")
     with publishing(workspace.staging, workspace.root / RATES_NAME) as path:
-        text = json.dumps({"adapter": identity, **proof.as_json()}, indent=2)
+        text = json.dumps({"judged": identity, **proof.as_json()}, indent=2)
         path.write_text(text + "\n", encoding="utf-8")
     return proof
+
+
+def _identity(workspace: Workspace, adapter: Path, scenes: list[Scene]) -> str:
+    """Of all that decides what is judged: the weights, the sentences, the settings, the judge."""
+    source = Source.of(workspace)
+    hashed = blake3()
+    parts = [source.part(name) for name in ("transformer", "vae", "tokenizer", "scheduler")]
+    for path in (adapter, *(path for part in parts for path in sorted(part.iterdir()))):
+        hashed.update(path.read_bytes())
+    hashed.update(repr((scenes, source.settings(), recognition.VERSION)).encode())
+    return hashed.hexdigest()
 
 
 def _drawn(
@@ -108,11 +117,11 @@ def _grid(before: list[Image.Image], after: list[Image.Image], scenes: list[Scen
     return grid_picture(pictures, captions, columns=_SHOWN)
 
 
-def _read(path: Path, adapter: str) -> Proof | None:
-    """The proof in `path`, if it is that adapter's."""
+def _read(path: Path, identity: str) -> Proof | None:
+    """The proof in `path`, if it is of that identity."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        if entries.pop("adapter") != adapter:
+        if entries.pop("judged") != identity:
             return None
         return Proof(**{name: Rates(**rates) for name, rates in entries.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

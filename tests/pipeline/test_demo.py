@@ -9,7 +9,8 @@ from PIL import Image
 from pipeline_project import Project
 
 from omnigen_pipe.demo import project, proof
-from omnigen_pipe.demo.proof import GRID_NAME, KNOWN, NEW
+from omnigen_pipe.demo.pictures import KNOWN, NEW
+from omnigen_pipe.demo.proof import GRID_NAME
 
 
 @pytest.mark.slow
