@@ -96,7 +96,7 @@ def _drawn(
     scenes: list[Scene],
     progress: Progress,
     device: str | None,
-) -> list[Image.Image]:
+) -> list[Image.Image | None]:
     import torch
 
     source = Source.of(workspace)
@@ -106,13 +106,18 @@ def _drawn(
         return draw_scenes(pipe, scenes, source.settings(), on_picture=advance)
 
 
-def _grid(before: list[Image.Image], after: list[Image.Image], scenes: list[Scene]) -> Image.Image:
-    """Rows of pictures before, and under each the one after: new shapes, then known ones."""
+def _grid(
+    before: list[Image.Image | None], after: list[Image.Image | None], scenes: list[Scene]
+) -> Image.Image:
+    """Rows of pictures before, and under each the one after: new shapes, then known ones. One that
+    came out as something else than numbers is black."""
     pictures, captions = [], []
     for first in (0, NEW):
         rows = range(first, first + _SHOWN)
         for kind, drawn in (("before", before), ("after", after)):
-            pictures += [drawn[n] for n in rows]
+            pictures += [
+                drawn[n] or Image.new("RGB", (scenes[n].width, scenes[n].height)) for n in rows
+            ]
             captions += [f"{kind}: {scenes[n].caption}" for n in rows]
     return grid_picture(pictures, captions, columns=_SHOWN)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from omnigen_pipe.sampling.requests import Request, Settings
-from omnigen_pipe.world.recognition import judge
+from omnigen_pipe.world.recognition import Verdict, judge
 from omnigen_pipe.world.scenes import Scene
 
 #: Pictures that are drawn at once.
@@ -41,31 +41,27 @@ def draw_scenes(
     settings: Settings,
     seed: int = 0,
     on_picture: Callable[[int], object] = lambda count: None,
-) -> list[Image.Image]:
+) -> list[Image.Image | None]:
     """A picture for the sentence of each scene, in the scene's size; the n-th has the seed
-    `seed` + n. Raises `ValueError` where one came out as something else than numbers."""
+    `seed` + n. None takes the place of one that came out as something else than numbers."""
     from omnigen_pipe.sampling.pipeline import draw
 
-    pictures: dict[int, Image.Image] = {}
+    pictures: dict[int, Image.Image | None] = {}
     for width, height in sorted({(scene.width, scene.height) for scene in scenes}):
         sized = settings.changed({"width": width, "height": height}, "scene")
         mine = [n for n, s in enumerate(scenes) if (s.width, s.height) == (width, height)]
         for start in range(0, len(mine), BATCH):
             numbers = mine[start : start + BATCH]
             requests = [Request(str(n), scenes[n].caption, seed + n) for n in numbers]
-            for number, picture in zip(
-                numbers, draw(pipe, requests, sized, nullcontext()), strict=True
-            ):
-                if picture is None:
-                    raise ValueError(f"the picture of `{scenes[number].caption}` is not finite")
-                pictures[number] = picture
+            drawn = draw(pipe, requests, sized, nullcontext())
+            pictures.update(zip(numbers, drawn, strict=True))
             on_picture(len(numbers))
     return [pictures[number] for number in range(len(scenes))]
 
 
-def measure(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> Rates:
-    """The rates of `pictures`, one for each of `scenes`."""
-    verdicts = [judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
+def measure(pictures: Sequence[Image.Image | None], scenes: Sequence[Scene]) -> Rates:
+    """The rates of `pictures`, one for each of `scenes`; in a None everything is wrong."""
+    verdicts = [_verdict(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)]
     return Rates(
         len(verdicts),
         _share([right for verdict in verdicts for right in verdict.colours]),
@@ -74,6 +70,13 @@ def measure(pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> Rates:
         _share([v.background for v in verdicts if v.background is not None]),
         _share([verdict.right for verdict in verdicts]),
     )
+
+
+def _verdict(picture: Image.Image | None, scene: Scene) -> Verdict:
+    if picture is not None:
+        return judge(picture, scene)
+    empty = judge(Image.new("RGB", (scene.width, scene.height)), scene)
+    return empty if empty.background is None else replace(empty, background=False)
 
 
 def _share(results: Sequence[bool]) -> float:
