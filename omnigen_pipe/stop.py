@@ -16,6 +16,19 @@ class StopRequest:
 
     signal: int | None = None
 
+    def obey(self) -> None:
+        """Raise `Stopped` where a signal has asked to stop."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+
+class Stopped(BaseException):
+    """A signal ends the work here. No `Exception`, so that nothing takes it for an error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
@@ -38,6 +51,21 @@ def stop_on_signal() -> Iterator[StopRequest]:
         signal.signal(each, note)
     try:
         yield request
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def stopped_by_signal() -> Iterator[None]:
+    """Within it SIGINT and SIGTERM raise `Stopped` where the program is; main thread only."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)

@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.embedded.saved_state import load_state, save_state
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.quiet import quiet_imports
+from omnigen_pipe.stop import stop_on_signal
+from omnigen_pipe.training.schedule import learning_rate
 from omnigen_pipe.world.drawing import SECOND_COLOUR, SUPERSAMPLING, paint
 from omnigen_pipe.world.scenes import BACKGROUNDS, BUCKETS, COLOURS, FINER_SHAPES, imagine
 
@@ -63,16 +66,26 @@ def new_vae() -> Any:
     return vae
 
 
-def train_vae(state: Path, seed: int, steps: int, progress: Progress) -> Any:
-    """Train for `steps` steps, or go on from the file `state`; returns the scaled VAE, float32."""
+def train_vae(state: Path, staging: Path, seed: int, steps: int, progress: Progress) -> Any:
+    """Train for `steps` steps, or go on from the file `state`; returns the scaled VAE, float32.
+
+    Raises `Stopped` where a signal asks for it, after the step and with its state saved.
+    """
+    subject = f"pictures of the seed {seed} for {steps} steps"
+    rates = TrainConfig(
+        learning_rate=_LEARNING_RATE, lr_scheduler="cosine", lr_warmup_steps=_WARMUP
+    )
     torch.manual_seed(seed)
     vae = new_vae().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=1e-4)
-    step = load_state(state, vae, optimizer)
-    with progress.task("Training the VAE", steps, done=step) as advance:
+    step = load_state(state, subject, vae, optimizer)
+    with (
+        stop_on_signal() as stop,
+        progress.task("Training the VAE", steps, done=step) as advance,
+    ):
         while step < steps:
             for group in optimizer.param_groups:
-                group["lr"] = _rate(step, steps)
+                group["lr"] = learning_rate(step, steps, rates)
             torch.manual_seed(seed + step)  # the posterior's draws, also after going on
             loss, error = _losses(vae, _batch(seed, step))
             optimizer.zero_grad(set_to_none=True)
@@ -81,8 +94,9 @@ def train_vae(state: Path, seed: int, steps: int, progress: Progress) -> Any:
             optimizer.step()
             step += 1
             advance(1, f"{_decibels(float(error)):.1f} dB")
-            if step % _SAVE_EVERY == 0 or step == steps:
-                save_state(state, step, vae, optimizer)
+            if step % _SAVE_EVERY == 0 or step == steps or stop.signal is not None:
+                save_state(state, staging, subject, step, vae, optimizer)
+            stop.obey()
     return _scaled(vae.eval().requires_grad_(False), seed)
 
 
@@ -103,14 +117,6 @@ def pixels(images: list[Image.Image]) -> torch.Tensor:
     """`[B, 3, H, W]`, float32 in -1 … 1, of RGB images of one size."""
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine to 0."""
-    if step < _WARMUP:
-        return _LEARNING_RATE * (step + 1) / _WARMUP
-    done = (step - _WARMUP) / max(1, steps - _WARMUP)
-    return _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _batch(seed: int, step: int) -> torch.Tensor:

@@ -3,195 +3,186 @@
 A tokenizer from the world's sentences; a VAE from drawings; then the project's own stages over
 thousands of drawn pictures, and the pretraining of the transformer on what they made. Whatever
 lies in FOLDER already is not made again, so the same command goes on after a stop. The finished
-model is FOLDER/finished; `--into` copies it, for instance over the one in the package.
+model is FOLDER/finished; `--into` copies it, for instance over the one in the package. `--card`
+judges a finished model again.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, a failed stage's own, 128 + N when a signal N ended
+it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.errors import PipeError, WriteError
+from manifests.publish import publish, staged
 from omnigen_pipe.embedded.layout import write_scheduler_and_index
+from omnigen_pipe.embedded.learned import draw_learned
+from omnigen_pipe.embedded.making import PLAN_NAME, STAGING_NAME, Making, begin, note_versions
 from omnigen_pipe.embedded.tokenizer import build_tokenizer
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import CFG_PROMPT, DIFFUSERS_NEGATIVE_PROMPT, render
-from omnigen_pipe.world.drawing import save
-from omnigen_pipe.world.scenes import distinct, imagine
+from omnigen_pipe.stop import Stopped, stopped_by_signal
+from omnigen_pipe.world.scenes import imagine
 
-SEED = 0
-VAE_STEPS = 5000
-PICTURES = 24_000
-STEPS = 4_000
 #: Enough for every word of the world and of diffusers' negative prompt.
 _VOCABULARY = 576
 _STAGES = ("discover", "bucket", "encode-vae", "tokenize")
 
-_CONFIGURATION = """\
-[model]
-pretrained_model_name_or_path = "model"
 
-[defaults]
-resolution = 64
-resolution_type = "pixel"
-aspect_bucket_alignment = 16
+class StageFailed(PipeError):
+    """A stage's command failed; its own exit status is passed on."""
 
-[vae]
-vae_batch_size = 32
-
-[[dataset]]
-id = "world"
-instance_data_dir = "pictures"
-list_file = "captions.jsonl"
-caption_strategy = "jsonl"
-
-[train]
-tracker_run_name = "pretraining"
-seed = {seed}
-max_train_steps = {steps}
-train_batch_size = 64
-learning_rate = 1.5e-3
-lr_scheduler = "cosine"
-lr_warmup_steps = 200
-adam_beta2 = 0.99
-adam_weight_decay = 0.01
-caption_dropout_probability = 0.1
-gradient_checkpointing = false
-mixed_precision = "no"
-checkpoint_step_interval = 250
-"""
-
-_CARD_NAME = "README.md"
-#: Sentences by which the model card judges the model.
-_JUDGED_BY = 300
-_CARD = """\
-# The embedded model
-
-A very small OmniGen in diffusers' layout: a transformer of {transformer:.2f} M and a VAE of
-{vae:.2f} M parameters, float16. It draws a little world: one or two coloured shapes on a plain
-background, 64x64, 96x64 and 64x96 pixels. `docs/embedded-model.md` says what it is for.
-
-Made by `python -m omnigen_pipe.embedded.make FOLDER` with the seed {plan.seed}: {plan.vae_steps}
-steps of the VAE, {plan.pictures} pictures and {plan.steps} steps of the transformer, on the CPU
-with torch {torch} and diffusers {diffusers}.
-
-| figure, measured on the float16 weights | value |
-|---|---|
-| the VAE's reconstruction of new pictures of the world | {psnr:.1f} dB |
-| things of the right colour, in {rates.pictures} sentences, with guidance | {rates.colours:.1%} |
-| things of the right shape | {rates.shapes:.1%} |
-| named backgrounds drawn | {rates.backgrounds:.1%} |
-| pictures in which every thing is right and nothing more is seen | {rates.right:.1%} |
-
-Apache-2.0, as the project.
-"""
+    def __init__(self, stage: str, status: int) -> None:
+        if status < 0:
+            how, self.exit_status = f"was ended by {signal.Signals(-status).name}", 128 - status
+        else:
+            how, self.exit_status = f"failed with status {status}; its own message says why", status
+        super().__init__(
+            f"The stage `{stage}` {how}. What was done before is kept: run the same command again "
+            "to go on."
+        )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Where the model is made, and how much of everything."""
+def make(folder: Path, making: Making, progress: Progress) -> Path:
+    """Make the model in `folder` as far as it is not made; returns the finished model's folder.
 
-    folder: Path
-    seed: int = SEED
-    vae_steps: int = VAE_STEPS
-    pictures: int = PICTURES
-    steps: int = STEPS
-
-    @property
-    def model(self) -> Path:
-        """The model's parts as they come, in diffusers' layout; the transformer is untrained."""
-        return self.folder / "model"
-
-
-def make(plan: Plan, progress: Progress) -> Path:
-    """Make the model as far as it is not made; returns its folder.
-
-    Leaves with status 130 where a signal stopped it: what was done is kept.
+    Raises `UsageError` where `folder` was begun otherwise, `PipeError` where something fails, and
+    `Stopped` where a signal asks for it. What was done is kept.
     """
-    import torch
+    begin(folder, making)
+    finished = folder / "finished"
+    if not finished.exists():
+        _make_parts(folder, making, finished, progress)
+    from omnigen_pipe.embedded.card import CARD_NAME, write_card
 
-    from omnigen_pipe.config import VaeConfig
-    from omnigen_pipe.embedded import autoencoder, pretraining
-    from omnigen_pipe.latents.vae import load_vae
-    from omnigen_pipe.workspace import Workspace
-
-    finished = plan.folder / "finished"
-    if (finished / _CARD_NAME).exists():
-        return finished
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    _make_tokenizer(plan)
-    if not (plan.model / "vae" / "config.json").exists():
-        state = plan.folder / "vae.pt"
-        vae = autoencoder.train_vae(state, plan.seed, plan.vae_steps, progress)
-        progress.note(f"The VAE reaches {autoencoder.psnr(vae, plan.seed):.1f} dB.")
-        _save_whole(vae, plan.model / "vae")
-    if not (plan.model / "transformer" / "config.json").exists():
-        transformer = pretraining.new_transformer(_VOCABULARY, plan.seed)
-        _save_whole(transformer, plan.model / "transformer")
-    draw_pictures(plan, progress)
-    for stage in _STAGES:
-        command = [sys.executable, "-m", "omnigen_pipe.cli", stage, "-w", str(plan.folder)]
-        subprocess.run(command, check=True)
-    trained = pretraining.pretrain(
-        Workspace.open(plan.folder),
-        plan.model / "transformer",
-        plan.folder / "pretraining.pt",
-        progress,
-    )
-    if trained is None:
-        raise SystemExit(130)
-    _save_whole(trained.to(torch.float16), finished / "transformer")
-    vae = load_vae(plan.model / "vae", VaeConfig(), torch.device("cpu"))
-    _save_whole(vae.to(torch.float16), finished / "vae")
-    shutil.copytree(plan.model / "tokenizer", finished / "tokenizer", dirs_exist_ok=True)
-    write_scheduler_and_index(finished)
-    _write_defaults(finished)
-    _write_card(plan, finished, progress)
+    if not (finished / CARD_NAME).exists():
+        write_card(finished, folder / STAGING_NAME, progress)
     return finished
 
 
-def _make_tokenizer(plan: Plan) -> None:
-    draw = random.Random(f"{plan.seed}:tokenizer")
+def _make_parts(folder: Path, making: Making, finished: Path, progress: Progress) -> None:
+    """Make the parts one after the other, and publish the `finished` model, without its card."""
+    import diffusers
+    import torch
+
+    from omnigen_pipe.config import VaeConfig
+    from omnigen_pipe.embedded import pretraining
+    from omnigen_pipe.latents.vae import load_vae
+    from omnigen_pipe.workspace import Workspace
+
+    note_versions(folder, f"torch {torch.__version__} and diffusers {diffusers.__version__}")
+    model, staging = folder / "model", folder / STAGING_NAME  # the transformer there is untrained
+    _once(model / "tokenizer", staging, lambda path: _make_tokenizer(path, making))
+    _once(model / "vae", staging, lambda path: _make_vae(path, folder, making, progress))
+    _once(
+        model / "transformer",
+        staging,
+        lambda path: save_part(pretraining.new_transformer(_VOCABULARY, making.seed), path),
+    )
+    draw_learned(folder, making, progress)
+    for stage in _STAGES:
+        run_stage(stage, folder)
+    trained = pretraining.pretrain(
+        Workspace.open(folder),
+        model / "transformer",
+        folder / "pretraining.pt",
+        making.pictures,
+        progress,
+    )
+
+    def assemble(path: Path) -> None:
+        save_part(trained.to(torch.float16), path / "transformer")
+        vae = load_vae(model / "vae", VaeConfig(), torch.device("cpu"))
+        save_part(vae.to(torch.float16), path / "vae")
+        shutil.copytree(model / "tokenizer", path / "tokenizer")
+        write_scheduler_and_index(path)
+        _write_defaults(path)
+        shutil.copyfile(folder / PLAN_NAME, path / PLAN_NAME)
+
+    _once(finished, staging, assemble)
+
+
+def _once(final: Path, staging: Path, write: Callable[[Path], object]) -> None:
+    """Publish as `final` the folder that `write` fills, whole or not at all; nothing where it is
+    there. Anybody may read what is published."""
+    if final.exists():
+        return
+    try:
+        path = staged(staging, final)
+        try:
+            path.mkdir()
+            write(path)
+            for each in [path, *path.rglob("*")]:
+                each.chmod(0o755 if each.is_dir() else 0o644)
+            publish(path, final)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise WriteError(final, error) from error
+
+
+def _make_tokenizer(folder: Path, making: Making) -> None:
+    draw = random.Random(f"{making.seed}:tokenizer")
     sentences = [render(imagine(draw).caption) for _ in range(2000)]
     sentences += [render(DIFFUSERS_NEGATIVE_PROMPT)] * 2
-    build_tokenizer(plan.model / "tokenizer", sentences, _VOCABULARY)
+    build_tokenizer(folder, sentences, _VOCABULARY)
 
 
-def draw_pictures(plan: Plan, progress: Progress) -> None:
-    """Draw the world that is learned, as PNG files with one table of captions."""
-    captions = plan.folder / "captions.jsonl"
-    if captions.exists():
-        return
-    folder = plan.folder / "pictures"
-    folder.mkdir(exist_ok=True)
-    draw = random.Random(f"{plan.seed}:pictures")
-    lines = []
-    with progress.task("Drawing pictures", plan.pictures) as advance:
-        for number in range(plan.pictures):
-            scene = imagine(draw)
-            path = folder / f"{number:06}.png"
-            save(scene, path)
-            lines.append(json.dumps({"path": path.name, "caption": scene.caption}) + "\n")
-            advance(1)
-    (plan.folder / "omnigen-pipe.toml").write_text(
-        _CONFIGURATION.format(seed=plan.seed, steps=plan.steps), encoding="utf-8"
-    )
-    captions.write_text("".join(lines), encoding="utf-8")
+def _make_vae(path: Path, folder: Path, making: Making, progress: Progress) -> None:
+    from omnigen_pipe.embedded import autoencoder
+
+    state, staging = folder / "vae.pt", folder / STAGING_NAME
+    vae = autoencoder.train_vae(state, staging, making.seed, making.vae_steps, progress)
+    progress.note(f"The VAE reaches {autoencoder.psnr(vae, making.seed):.1f} dB.")
+    save_part(vae, path)
 
 
-def _save_whole(part: Any, folder: Path) -> None:
-    """Save a part of the model so that its folder appears whole or not at all."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    part.save_pretrained(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+def run_stage(stage: str, folder: Path) -> None:
+    """Run a stage on the workspace `folder` in a process of its own.
+
+    Raises `StageFailed`, and `Stopped` where a signal came: the stage is given it, too, and time
+    to publish what it has done.
+    """
+    # In a session of its own Ctrl-C does not reach it at once: every signal comes from here, once.
+    with subprocess.Popen(_command(stage, folder), start_new_session=True) as process:
+        try:
+            status = process.wait()
+        except Stopped as stop:
+            process.send_signal(stop.signal)
+            try:
+                process.wait()
+            except Stopped:
+                process.kill()
+                raise
+            raise
+    if status != 0:
+        raise StageFailed(stage, status)
+
+
+def _command(stage: str, folder: Path) -> Sequence[str]:
+    return [sys.executable, "-m", "omnigen_pipe.cli", stage, "-w", str(folder)]
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Save a part of the model in diffusers' layout, without the name of the folder where it was
+    made."""
+    part.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _write_defaults(folder: Path) -> None:
@@ -207,48 +198,77 @@ def _write_defaults(folder: Path) -> None:
     (folder / "generation.json").write_text(text, encoding="utf-8")
 
 
-def _write_card(plan: Plan, folder: Path, progress: Progress) -> None:
-    """The model card, with what the finished model reaches; written last."""
-    import diffusers
-    import torch
-
-    from omnigen_pipe.embedded import autoencoder
-    from omnigen_pipe.embedded.rates import draw_scenes, measure
-    from omnigen_pipe.sampling.source import Source
-
-    source = Source(str(folder), Path.cwd())
-    pipe = source.pipeline(source.tokenizer(), torch.device("cpu"), torch.float32)
-    draw = random.Random(f"{plan.seed}:card")
-    scenes = distinct([imagine(draw) for _ in range(_JUDGED_BY + 100)])[:_JUDGED_BY]
-    with progress.task("Drawing for the model card", len(scenes)) as advance:
-        rates = measure(draw_scenes(pipe, scenes, source.settings(), on_picture=advance), scenes)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (pipe.transformer, pipe.vae)]
-    text = _CARD.format(
-        transformer=sizes[0] / 1e6,
-        vae=sizes[1] / 1e6,
-        plan=plan,
-        psnr=autoencoder.psnr(pipe.vae, plan.seed),
-        rates=rates,
-        torch=torch.__version__,
-        diffusers=diffusers.__version__,
-    )
-    (folder / _CARD_NAME).write_text(text, encoding="utf-8")
-
-
 def main() -> None:
-    """The command line."""
+    """The command line; errors that a user can act on print one message."""
+    try:
+        with stopped_by_signal():
+            _run(_parser().parse_args())
+    except Stopped as stop:
+        name = signal.Signals(stop.signal).name
+        print(
+            f"Stopped by {name}. What was done is kept: run the same command again to go on.",
+            file=sys.stderr,
+        )
+        sys.exit(128 + stop.signal)
+    except PipeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m omnigen_pipe.embedded.make", description="Make the embedded model."
+        prog="python -m omnigen_pipe.embedded.make",
+        description="Make the embedded model. A folder goes on only with the options that it was "
+        "begun with.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("folder", type=Path, help="where to work; the same folder goes on")
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
-    parser.add_argument("--pictures", type=int, default=PICTURES)
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the pretraining")
+    usual = Making()
+    parser.add_argument("--seed", type=_at_least(0), default=usual.seed, help="of everything")
+    parser.add_argument(
+        "--vae-steps", type=_at_least(1), default=usual.vae_steps, help="of the VAE's training"
+    )
+    parser.add_argument(
+        "--pictures", type=_at_least(1), default=usual.pictures, help="that are drawn and learned"
+    )
+    parser.add_argument(
+        "--steps", type=_at_least(1), default=usual.steps, help="of the pretraining"
+    )
     parser.add_argument("--into", type=Path, help="copy the finished model into this folder")
-    given = parser.parse_args()
-    plan = Plan(given.folder, given.seed, given.vae_steps, given.pictures, given.steps)
-    finished = make(plan, Progress())
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="only write the card of the finished model FOLDER again; its plan.json says how it "
+        "was made, and no other option is used",
+    )
+    return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    return number
+
+
+def _run(given: argparse.Namespace) -> None:
+    if given.card:
+        from omnigen_pipe.embedded.card import write_card
+
+        with tempfile.TemporaryDirectory(dir=given.folder.absolute().parent) as staging:
+            write_card(given.folder, Path(staging), Progress())
+        print(given.folder)
+        return
+    making = Making(given.seed, given.vae_steps, given.pictures, given.steps)
+    finished = make(given.folder, making, Progress())
     if given.into is not None:
         shutil.copytree(finished, given.into, dirs_exist_ok=True)
     print(given.into or finished)

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 
+from manifests.errors import PipeError
+from omnigen_pipe.embedded.learned import CAPTIONS_NAME
 from omnigen_pipe.embedded.saved_state import load_state, save_state
 from omnigen_pipe.model.transformer import load_transformer
 from omnigen_pipe.progress import Progress
@@ -20,7 +23,7 @@ from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.freezing import freeze_today
 from omnigen_pipe.runs.frozen import FrozenSamples, locate
-from omnigen_pipe.runs.metrics import MetricsWriter
+from omnigen_pipe.runs.metrics import METRICS_NAME, MetricsWriter, truncate
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.training.batches import BatchReader
 from omnigen_pipe.training.gradients import AdapterGradients
@@ -58,34 +61,66 @@ def new_transformer(vocabulary: int, seed: int) -> Any:
     )
 
 
-def pretrain(workspace: Workspace, initial: Path, state: Path, progress: Progress) -> Any:
+def pretrain(
+    workspace: Workspace, initial: Path, state: Path, pictures: int, progress: Progress
+) -> Any:
     """Train the transformer in the folder `initial` on the workspace's samples as `[train]` says,
-    or go on from the file `state`; None where a signal stopped it."""
+    or go on from the file `state`.
+
+    The samples are frozen until there is a state; from then on they must stay the same. Raises
+    `PipeError` where they do not, or where there are not `pictures` of them, and `Stopped` where
+    a signal asks for it, after the step and with its state saved.
+    """
     config = workspace.config.train
     folder = workspace.run_folder(config.tracker_run_name)
-    samples = folder / "samples.arrow"
-    if not samples.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        freeze_today(workspace, samples, allow_missing=False)
-    frozen = FrozenSamples.open(samples)
+    frozen, subject = _samples(workspace, folder / "samples.arrow", state, pictures)
     trainee = _trainee(workspace, initial)
-    done = load_state(state, trainee.transformer, trainee.optimizer)
+    done = load_state(state, subject, trainee.transformer, trainee.optimizer)
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
     order = lru_cache(maxsize=2)(lambda epoch: frozen.order(epoch, config, 1))
     epochs, index = divmod(done, len(order(0)))
 
     def save(position: Position) -> None:
-        save_state(state, position.step, trainee.transformer, trainee.optimizer)
+        save_state(
+            state,
+            workspace.staging,
+            subject,
+            position.step,
+            trainee.transformer,
+            trainee.optimizer,
+        )
 
     total = frozen.total_steps(config, 1)
+    truncate(folder / METRICS_NAME, done, workspace.staging)
     if done < total:
         with stop_on_signal() as stop, MetricsWriter(folder, done, tensorboard=False) as metrics:
             course = Course(reader.read, save, (1.0,) * 4, progress, stop, metrics)
             plan = Plan(Position(done, epochs, index), total, order)
             train(trainee, plan, config, course)
-        if stop.signal is not None:
-            return None
+        stop.obey()
     return trainee.transformer.eval()
+
+
+def _samples(
+    workspace: Workspace, path: Path, state: Path, pictures: int
+) -> tuple[FrozenSamples, str]:
+    """The frozen samples `path`, and what names them in a state."""
+    if not state.exists():
+        freeze_today(workspace, path, allow_missing=False)
+    elif not path.exists():
+        raise PipeError(
+            f"{state} is there, but {path}, on which it was trained, is gone. Restore it, or "
+            f"delete {state}: the pretraining then begins at step 0."
+        )
+    frozen = FrozenSamples.open(path)
+    if len(frozen) != pictures:
+        raise PipeError(
+            f"{workspace.root} has {len(frozen)} samples ready to be trained on, and {pictures} "
+            f"pictures were to be drawn. `omnigen-pipe status -w {workspace.root}` says what "
+            f"became of the others. Delete {workspace.root / CAPTIONS_NAME} to have all drawn "
+            "again, and run the same command."
+        )
+    return frozen, f"the samples {blake3().update_mmap(path).hexdigest()}"
 
 
 def _trainee(workspace: Workspace, initial: Path) -> Trainee:

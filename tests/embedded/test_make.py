@@ -3,121 +3,312 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import forked
+import pyarrow as pa
 import pytest
 import torch
+from small_making import MAKING, little, start
 
-from omnigen_pipe.embedded import autoencoder, make, pretraining, saved_state
-from omnigen_pipe.embedded.make import Plan
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe.embedded import make
+from omnigen_pipe.embedded.make import StageFailed, run_stage
+from omnigen_pipe.embedded.making import PLAN_NAME, Making, begin
+from omnigen_pipe.embedded.pretraining import load_transformer
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.runs import frozen
 from omnigen_pipe.sampling.source import Source
+from omnigen_pipe.stop import Stopped, stopped_by_signal
 from omnigen_pipe.workspace import Workspace
 
-QUIET = Progress(quiet=True)
+EMBEDDED = "omnigen_pipe.embedded"
+CPU = torch.device("cpu")
+#: From the beginning to the end: calls before which the making is killed or stopped.
+PLACES = [
+    (f"{EMBEDDED}.make:note_versions", 1),
+    (f"{EMBEDDED}.make:build_tokenizer", 1),
+    (f"{EMBEDDED}.autoencoder:new_vae", 1),
+    (f"{EMBEDDED}.autoencoder:_losses", 4),
+    (f"{EMBEDDED}.autoencoder:psnr", 1),
+    (f"{EMBEDDED}.pretraining:new_transformer", 1),
+    (f"{EMBEDDED}.learned:save", 7),
+    (f"{EMBEDDED}.learned:publishing", 2),
+    (f"{EMBEDDED}.make:run_stage", 1),
+    (f"{EMBEDDED}.make:run_stage", 2),
+    (f"{EMBEDDED}.make:run_stage", 3),
+    (f"{EMBEDDED}.make:run_stage", 4),
+    (f"{EMBEDDED}.pretraining:freeze_today", 1),
+    (f"{EMBEDDED}.pretraining:save_state", 1),
+    ("omnigen_pipe.training.loop:learning_rate", 4),
+    (f"{EMBEDDED}.make:write_scheduler_and_index", 1),
+    (f"{EMBEDDED}.card:draw_scenes", 1),
+    (f"{EMBEDDED}.card:publishing", 1),
+]
+#: Kills at random moments before a making is let come to its end.
+MOST_KILLS = 12
 
 
-class Stopped(Exception):
-    """The process was killed here."""
+def files(finished: Path) -> dict[str, bytes]:
+    """Every file of the finished model."""
+    found = [path for path in finished.rglob("*") if path.is_file()]
+    return {str(path.relative_to(finished)): path.read_bytes() for path in found}
 
 
-class Killing(Progress):
-    """Stops the work when so much is done."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__(quiet=True)
-        self.left = after
-
-    @contextmanager
-    def task(self, label: str, total: int | None, done: int = 0) -> Iterator[Any]:
-        def advance(amount: int, detail: str = "", more: str = "") -> None:
-            self.left -= amount
-            if self.left == 0:
-                raise Stopped
-
-        yield advance
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """The steps of the pretraining, and what was measured at each."""
+    lines = (folder / "runs/pretraining/metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
 
 
-def equal(one: Any, other: Any) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+def check_same(folder: Path, straight: Path) -> None:
+    """What came of a disturbed making is what came of the undisturbed one, to the last byte."""
+    assert files(folder / "finished") == files(straight / "finished")
+    assert losses(folder) == losses(straight)
 
 
-@pytest.fixture
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoencoder, "_SCALED_BY", 4)
-    monkeypatch.setattr(autoencoder, "_BATCH", 2)
-    monkeypatch.setattr(autoencoder, "_JUDGED_BY", 4)
-    monkeypatch.setattr(make, "_JUDGED_BY", 4)
+def killed_at(folder: Path, place: str, call: int) -> None:
+    """Make `folder` up to there."""
+    start(folder, partial(forked.signal_at, place, call)).ended(-signal.SIGKILL)
 
 
-@pytest.mark.usefixtures("few_pictures")
-def test_a_stopped_vae_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = autoencoder.train_vae(tmp_path / "straight", 3, 5, QUIET)
-    monkeypatch.setattr(autoencoder, "_SAVE_EVERY", 2)
-    with pytest.raises(Stopped):
-        autoencoder.train_vae(tmp_path / "stopped", 3, 5, Killing(3))
-    assert torch.load(tmp_path / "stopped", weights_only=True)["step"] == 2
-    assert equal(autoencoder.train_vae(tmp_path / "stopped", 3, 5, QUIET), straight)
-
-
-@pytest.mark.usefixtures("few_pictures")
-def test_scaling_leaves_what_is_decoded_and_makes_latents_standard(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    vae = autoencoder.new_vae().eval()
-    with torch.no_grad():
-        vae.quant_conv.bias += 3
-        picture = torch.rand(1, 3, 64, 64) * 2 - 1
-        before = vae.encode(picture).latent_dist
-        decoded = vae.decode(before.mean).sample
-        scaled = autoencoder._scaled(vae, seed=1)
-        after = scaled.encode(picture).latent_dist
-        assert torch.allclose(scaled.decode(after.mean).sample, decoded, atol=1e-4)
-        factor = after.std / before.std
-        assert torch.allclose(
-            after.mean.diff(dim=-1) / before.mean.diff(dim=-1), factor[..., 1:], rtol=1e-2
-        )
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a making that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("straight") / "w"
+    start(folder).ended()
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_pictures")
-def test_a_model_is_made_and_a_stopped_pretraining_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configuration = make._CONFIGURATION.replace("train_batch_size = 64", "train_batch_size = 4")
-    configuration = configuration.replace("checkpoint_step_interval = 250", "")
-    configuration += "checkpoint_step_interval = 2\n"
-    monkeypatch.setattr(make, "_CONFIGURATION", configuration)
-    plan = Plan(tmp_path / "w", seed=1, vae_steps=2, pictures=12, steps=5)
-    finished = make.make(plan, QUIET)
+def test_what_is_made_is_a_model(straight: Path) -> None:
+    finished = straight / "finished"
     names = {path.name for path in finished.iterdir()}
     assert {"transformer", "vae", "tokenizer", "scheduler", "model_index.json"} <= names
     source = Source(str(finished), Path("/"))
     assert source.settings().size == "64x64"
-    made = source.pipeline(source.tokenizer(), torch.device("cpu"), torch.float32).transformer
-    lines = (plan.folder / "runs/pretraining/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert make.make(plan, QUIET) == finished
+    made = source.pipeline(source.tokenizer(), CPU, torch.float32).transformer.state_dict()
+    untrained = load_transformer(straight / "model/transformer", torch.float32, CPU).state_dict()
+    assert made.keys() == untrained.keys()
+    assert any(not torch.equal(made[name], untrained[name].half().float()) for name in made)
+    assert [step for step, _ in losses(straight)] == [1, 2, 3, 4, 5]
+    assert Workspace.open(straight).config.train.max_train_steps == 5
+    for path in finished.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+        assert path.is_dir() or str(straight).encode() not in path.read_bytes()
 
-    def stop_after_saving(*arguments: Any) -> None:
-        saved_state.save_state(*arguments)
-        raise Stopped
 
-    (plan.folder / "pretraining.pt").unlink()
-    shutil.rmtree(finished)
-    with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "save_state", stop_after_saving)
-        with pytest.raises(Stopped):
-            make.make(plan, QUIET)
-    make.make(plan, QUIET)
-    again = source.pipeline(source.tokenizer(), torch.device("cpu"), torch.float32).transformer
-    assert equal(again, made)
-    folder = plan.model / "transformer"
-    assert not equal(pretraining.load_transformer(folder, torch.float32, torch.device("cpu")), made)
-    assert Workspace.open(plan.folder).config.train.max_train_steps == 5
+@pytest.mark.slow
+def test_the_card_says_what_was_done(straight: Path) -> None:
+    card = " ".join((straight / "finished/README.md").read_text().split())
+    assert "seed 1: 5 steps of the VAE, 12 pictures and 5 steps of the transformer" in card
+    assert f"with torch {torch.__version__} and diffusers" in card
+    assert "Judged by 4 sentences" in card
+
+
+@pytest.mark.slow
+def test_killed_at_every_part_it_goes_on_to_the_same_model(tmp_path: Path, straight: Path) -> None:
+    folder = tmp_path / "w"
+    for place, call in PLACES:
+        killed_at(folder, place, call)
+        finished = folder / "finished"
+        if finished.exists():
+            assert {*files(finished), "README.md"} == set(files(straight / "finished"))
+    start(folder).ended()
+    check_same(folder, straight)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    start(folder).ended()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_it_goes_on_to_the_same_model(
+    tmp_path: Path, straight: Path, seed: int
+) -> None:
+    draw = random.Random(seed)
+    for kills in range(MOST_KILLS):
+        child = start(tmp_path / "w", partial(forked.kill_at, draw.randint(1, 150)))
+        if child.ended(None).status != -signal.SIGKILL:
+            assert kills > 1
+            break
+    start(tmp_path / "w").ended()
+    check_same(tmp_path / "w", straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_says_so_and_goes_on_to_the_same_model(
+    tmp_path: Path, straight: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "w"
+    for place, call in PLACES:
+        child = start(folder, partial(forked.signal_at, place, call, number))
+        ended = child.ended(128 + number)
+        assert f"Stopped by {number.name}" in ended.stderr
+        assert "run the same command again" in ended.stderr
+    assert not list((folder / "staging").iterdir())
+    start(folder).ended()
+    check_same(folder, straight)
+
+
+@pytest.mark.slow
+def test_a_stopped_training_loses_no_step(tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    for place, name in (
+        (f"{EMBEDDED}.autoencoder:_losses", "vae.pt"),
+        ("omnigen_pipe.training.loop:learning_rate", "pretraining.pt"),
+    ):
+        start(folder, partial(forked.signal_at, place, 3, signal.SIGTERM)).ended(143)
+        assert torch.load(folder / name, weights_only=True)["step"] == 3
+
+
+@pytest.mark.slow
+def test_a_picture_that_is_lost_is_not_passed_over(tmp_path: Path, straight: Path) -> None:
+    folder = tmp_path / "w"
+    killed_at(folder, f"{EMBEDDED}.make:run_stage", 1)
+    (folder / "pictures/000003.png").write_bytes(b"torn")
+    for _ in range(2):
+        stderr = start(folder).ended(1).stderr
+        assert "11 samples" in stderr
+        assert "12 pictures" in stderr
+        assert str(folder / "captions.jsonl") in stderr
+    (folder / "captions.jsonl").unlink()
+    start(folder).ended()
+    check_same(folder, straight)
+
+
+@pytest.mark.slow
+def test_a_pretraining_goes_on_with_its_own_samples_only(tmp_path: Path, straight: Path) -> None:
+    folder = tmp_path / "w"
+    killed_at(folder, f"{EMBEDDED}.pretraining:save_state", 2)
+    samples = folder / "runs/pretraining/samples.arrow"
+    content = samples.read_bytes()
+    samples.unlink()
+    assert f"{samples}, on which it was trained, is gone" in start(folder).ended(1).stderr
+    samples.write_bytes(content)
+    table, metadata = frozen.read(samples)
+    turned = table.take(pa.array(reversed(range(len(table)))))
+    frozen.freeze(turned, samples, folder / "staging", metadata)
+    stderr = start(folder).ended(1).stderr
+    assert f"{folder / 'pretraining.pt'} was saved in training on" in stderr
+    samples.write_bytes(content)
+    start(folder).ended()
+    check_same(folder, straight)
+
+
+@pytest.mark.slow
+def test_a_card_is_written_again(tmp_path: Path, straight: Path) -> None:
+    model = shutil.copytree(straight / "finished", tmp_path / "model")
+    card = (model / "README.md").read_bytes()
+    (model / "README.md").write_text("old\n")
+    program = f"{EMBEDDED}.make"
+    forked.start(tmp_path, str(model), "--card", first=little, program=program).ended()
+    assert (model / "README.md").read_bytes() == card
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["model"]
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Run a stage whose command is this script."""
+
+    def command(stage: str, folder: Path) -> Sequence[str]:
+        return [sys.executable, "-c", script]
+
+    monkeypatch.setattr(make, "_command", command)
+    run_stage("bucket", Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "words"),
+    [
+        ("sys.exit(7)", 7, "failed with status 7"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "was ended by SIGKILL"),
+    ],
+)
+def test_a_failing_stage_is_named_and_its_status_passed_on(
+    monkeypatch: pytest.MonkeyPatch, end: str, status: int, words: str
+) -> None:
+    with pytest.raises(StageFailed, match=words) as raised:
+        run_script(monkeypatch, f"import os, signal, sys; {end}")
+    assert "`bucket`" in str(raised.value)
+    assert raised.value.exit_status == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_stage_once_and_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    told = tmp_path / "told"
+    script = f"""
+import os, signal, sys
+def stop(number, frame):
+    with open({str(told)!r}, "a") as file:
+        file.write(f"{{number}} ")
+    sys.exit(1)
+signal.signal({number:d}, stop)
+os.kill(os.getppid(), {number:d})
+while True:
+    signal.pause()
+"""
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as raised, stopped_by_signal():
+        run_script(monkeypatch, script)
+    assert raised.value.signal == number
+    assert told.read_text() == f"{number:d} "
+    assert signal.getsignal(number) is before
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit status of the command line."""
+    monkeypatch.setattr(sys, "argv", ["make", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        make.main()
+    assert isinstance(raised.value.code, int)
+    return raised.value.code
+
+
+def test_errors_are_a_sentence_and_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "w"
+    begin(folder, Making(seed=1))
+    assert main(monkeypatch, str(folder), "--seed", "2") == 2
+    assert capsys.readouterr().err.startswith(f"Error: {folder} was begun with --seed 1 ")
+    assert main(monkeypatch, str(folder), "--steps", "0") == 2
+    assert "0 is less than 1" in capsys.readouterr().err
+
+    def fail(*arguments: object) -> None:
+        raise StageFailed("discover", 3)
+
+    monkeypatch.setattr(make, "_make_parts", fail)
+    assert main(monkeypatch, str(folder), "--seed", "1") == 3
+    assert capsys.readouterr().err.startswith("Error: The stage `discover` failed with status 3")
+    (folder / PLAN_NAME).write_text("{")
+    assert main(monkeypatch, str(folder), "--seed", "1") == 1
+    assert f"Error: {folder / PLAN_NAME} cannot be read" in capsys.readouterr().err
+
+
+def test_a_failing_part_leaves_nothing(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        (path / "half").touch()
+        raise PipeError("no")
+
+    with pytest.raises(PipeError, match="no"):
+        make._once(tmp_path / "part", tmp_path / "staging", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["staging"]
+    assert not os.listdir(tmp_path / "staging")
+
+
+def test_a_folder_begun_otherwise_is_not_touched(tmp_path: Path) -> None:
+    begin(tmp_path / "w", MAKING)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UsageError, match="--seed 1"):
+        make.make(tmp_path / "w", Making(), Progress(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

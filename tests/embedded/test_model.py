@@ -14,12 +14,14 @@ from tokenizers import Tokenizer
 
 from omnigen_pipe.config import VaeConfig
 from omnigen_pipe.embedded.autoencoder import SCALING_FACTOR, pixels, psnr
+from omnigen_pipe.embedded.learned import learned_scenes, unseen_scenes
+from omnigen_pipe.embedded.making import Making, read_plan
 from omnigen_pipe.embedded.rates import draw_scenes, measure
 from omnigen_pipe.latents.vae import load_vae
 from omnigen_pipe.prompts.template import CFG_PROMPT, render
 from omnigen_pipe.sampling.requests import Settings
 from omnigen_pipe.world.drawing import paint
-from omnigen_pipe.world.scenes import BUCKETS, NEW_SHAPE, distinct, imagine
+from omnigen_pipe.world.scenes import BUCKETS, NEW_SHAPE, imagine
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**20
@@ -87,10 +89,13 @@ def test_the_vae_keeps_pictures_and_scales_latents_as_sdxl_s(embedded: Path) -> 
     assert (scaled.var(dim=1) - 1).abs().max() < 0.15
 
 
-def test_it_draws_what_two_hundred_sentences_say(pipe: Any, recommended: Settings) -> None:
-    draw = random.Random("two hundred sentences")
-    scenes = distinct([imagine(draw) for _ in range(260)])[:200]
-    assert len(scenes) == 200
+def test_it_draws_what_two_hundred_sentences_say_that_it_was_not_trained_on(
+    pipe: Any, recommended: Settings, embedded: Path
+) -> None:
+    making, _ = read_plan(embedded)
+    scenes = unseen_scenes(making, 200, "two hundred sentences")
+    learned = {scene.caption for scene in learned_scenes(making)}
+    assert len({scene.caption for scene in scenes} - learned) == 200
     assert {(scene.width, scene.height) for scene in scenes} == set(BUCKETS)
     rates = measure(draw_scenes(pipe, scenes, recommended), scenes)
     assert rates.colours >= 0.9
@@ -108,6 +113,22 @@ def test_a_picture_takes_about_a_second(pipe: Any, recommended: Settings) -> Non
 
 
 def test_the_model_card_says_how_it_was_made(embedded: Path) -> None:
-    card = (embedded / "README.md").read_text()
-    for words in ("seed", "dB", "steps", "python -m omnigen_pipe.embedded.make"):
+    card = " ".join((embedded / "README.md").read_text().split())
+    making, versions = read_plan(embedded)
+    assert making == Making()
+    for words in (
+        "python -m omnigen_pipe.embedded.make",
+        f"seed {making.seed}:",
+        f"{making.vae_steps} steps of the VAE",
+        f"{making.pictures} pictures",
+        f"{making.steps} steps of the transformer",
+        *versions,
+        "dB",
+    ):
         assert words in card
+
+
+def test_nothing_of_the_place_where_it_was_made_is_shipped(embedded: Path) -> None:
+    for path in embedded.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text()
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in embedded.rglob("*"))

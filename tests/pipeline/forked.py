@@ -7,6 +7,7 @@ forking it is safe.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -89,8 +90,13 @@ class Child:
 _started = 0
 
 
-def start(root: Path, *arguments: str, first: Callable[[], object] | None = None) -> Child:
-    """Start `omnigen-pipe ARGUMENTS` in the folder `root`.
+def start(
+    root: Path,
+    *arguments: str,
+    first: Callable[[], object] | None = None,
+    program: str = "omnigen_pipe.cli",
+) -> Child:
+    """Start `omnigen-pipe ARGUMENTS` in the folder `root`, or the `main` of another `program`.
 
     `first` is called in the child before the command: it must be a function that can be pickled,
     such as a `functools.partial` of one of this module's.
@@ -105,7 +111,8 @@ def start(root: Path, *arguments: str, first: Callable[[], object] | None = None
     for suffix in (".out", ".err"):
         output.with_suffix(suffix).touch()  # it may be killed before it prints
     try:
-        process = context.Process(target=_command, args=(str(root), arguments, str(output), first))
+        parts = (program, str(root), arguments, str(output), first)
+        process = context.Process(target=_command, args=parts)
         process.start()
     finally:
         os.environ.pop("PYTHONPATH")
@@ -149,19 +156,21 @@ def start_all(
 
 
 def _command(
-    root: str, arguments: tuple[str, ...], output: str, first: Callable[[], object] | None
+    program: str,
+    root: str,
+    arguments: tuple[str, ...],
+    output: str,
+    first: Callable[[], object] | None,
 ) -> None:
     for number, suffix in ((1, ".out"), (2, ".err")):
         handle = os.open(output + suffix, os.O_WRONLY)
         os.dup2(handle, number)
         os.close(handle)
     os.chdir(root)
-    sys.argv = ["omnigen-pipe", *arguments]
+    sys.argv = [program, *arguments]
     if first is not None:
         first()
-    from omnigen_pipe.cli import main
-
-    main()
+    importlib.import_module(program).main()
 
 
 def both(*functions: Callable[[], object]) -> Callable[[], object]:
@@ -212,6 +221,24 @@ def kill_at(moment: int, flushes: bool = True) -> None:
     calls = [(os, "mkdir"), (os, "rename"), (os, "unlink"), (pq.ParquetWriter, "close")]
     for module, name in [*calls, (os, "fsync")] if flushes else calls:
         setattr(module, name, stepping(getattr(module, name)))
+
+
+def signal_at(place: str, call: int, number: int = signal.SIGKILL) -> None:
+    """Send this process the signal `number` just before the `call`-th call, counted from 1, of
+    `place`: a module and a function in it, as in `os:mkdir`."""
+    module_name, name = place.split(":")
+    module = importlib.import_module(module_name)
+    really = getattr(module, name)
+    calls = 0
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return really(*arguments, **options)
+
+    setattr(module, name, counting)
 
 
 def one_of(rank: int, size: int, port: int) -> None:

@@ -1,0 +1,94 @@
+"""How much of everything a model is made of, written down before any work.
+
+`plan.json` lies in the folder where a model is made, and beside the finished one: what decides
+the result, and with which versions the work was done. A folder goes on with its own plan only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from manifests.errors import PipeError, UsageError
+from manifests.publish import publishing
+
+PLAN_NAME = "plan.json"
+STAGING_NAME = "staging"
+_VERSIONS = "made_with"
+
+
+@dataclass(frozen=True)
+class Making:
+    """What decides the result: the seed, the VAE's steps, the pictures that are drawn, and the
+    steps of the pretraining."""
+
+    seed: int = 0
+    vae_steps: int = 5_000
+    pictures: int = 24_000
+    steps: int = 4_000
+
+    def options(self) -> str:
+        """The same as options of the command."""
+        names = {field.name: "--" + field.name.replace("_", "-") for field in fields(self)}
+        return " ".join(f"{names[name]} {value}" for name, value in asdict(self).items())
+
+
+def begin(folder: Path, making: Making) -> None:
+    """Publish the plan of a new `folder`, which is made; in one that has begun, compare.
+
+    Raises `UsageError` where `folder` was begun with another plan, or holds something else.
+    """
+    if (folder / PLAN_NAME).exists():
+        begun, _ = read_plan(folder)
+        if begun != making:
+            raise UsageError(
+                f"{folder} was begun with {begun.options()}, and is now to go on with "
+                f"{making.options()}. Give the options that it was begun with, or name a new "
+                "folder."
+            )
+        return
+    if folder.is_dir():
+        # A start that was killed leaves no more than a staging folder.
+        foreign = sorted({path.name for path in folder.iterdir()} - {STAGING_NAME})
+        if foreign:
+            raise UsageError(
+                f"{folder} holds {foreign[0]} but no {PLAN_NAME}: no model was begun there, or "
+                "by an earlier version. Name a new folder."
+            )
+    elif folder.exists():
+        raise UsageError(f"{folder} is a file. Name a new folder.")
+    _write(folder, making, [])
+
+
+def read_plan(folder: Path) -> tuple[Making, list[str]]:
+    """What `folder` was begun with, and the versions with which the work was done, in order.
+
+    Raises `PipeError` where that cannot be read.
+    """
+    path = folder / PLAN_NAME
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        versions = entries.pop(_VERSIONS)
+        numbers = [entries[field.name] for field in fields(Making)]
+        texts = isinstance(versions, list) and all(isinstance(text, str) for text in versions)
+        if not texts or not all(type(number) is int for number in numbers):
+            raise TypeError("a value is of another kind")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PipeError(
+            f"{path} cannot be read: {error!r}. Restore it, or name a new folder."
+        ) from error
+    return Making(*numbers), versions
+
+
+def note_versions(folder: Path, versions: str) -> None:
+    """Write down that the work in `folder` goes on with these `versions`."""
+    making, noted = read_plan(folder)
+    if versions not in noted:
+        _write(folder, making, [*noted, versions])
+
+
+def _write(folder: Path, making: Making, versions: list[str]) -> None:
+    text = json.dumps({**asdict(making), _VERSIONS: versions}, indent=2) + "\n"
+    with publishing(folder / STAGING_NAME, folder / PLAN_NAME) as path:
+        path.write_text(text, encoding="utf-8")
