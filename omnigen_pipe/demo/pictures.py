@@ -19,6 +19,7 @@ from omnigen_pipe.world.scenes import (
     COLOURS,
     OPENINGS,
     Scene,
+    distinct,
     imagine,
     imagine_new,
 )
@@ -50,7 +51,7 @@ def new_scenes(number: int) -> list[Scene]:
 
 def known_scenes(number: int) -> list[Scene]:
     """`number` scenes of the known world, to train on, each with a sentence of its own."""
-    return _unlike(_plain(imagine, "known"), number, set())
+    return distinct(_plain(imagine, "known"), number)
 
 
 def judged_scenes(number: int, known: int, seed: str = "proof") -> list[Scene]:
@@ -58,7 +59,7 @@ def judged_scenes(number: int, known: int, seed: str = "proof") -> list[Scene]:
     sentence of its own that is no caption of what the demo trains on."""
     trained = {scene.caption for scene in new_scenes(NEW_PICTURES) + known_scenes(KNOWN_PICTURES)}
     new, old = _scenes(imagine_new, f"{seed}:new"), _scenes(imagine, f"{seed}:known")
-    return _unlike(new, number, trained) + _unlike(old, known, trained)
+    return distinct(new, number, trained) + distinct(old, known, trained)
 
 
 def held_back(scene: Scene) -> bool:
@@ -88,13 +89,3 @@ def _scenes(kind: Callable[[random.Random], Scene], seed: str) -> Iterator[Scene
 def _plain(kind: Callable[[random.Random], Scene], seed: str) -> Iterator[Scene]:
     """Only those without an opening, since a batch is as long as its longest sentence."""
     return (s for s in _scenes(kind, seed) if not s.caption.startswith(OPENINGS))
-
-
-def _unlike(scenes: Iterator[Scene], number: int, sentences: set[str]) -> list[Scene]:
-    """The next `number` scenes whose sentences are not among `sentences`, nor each other's."""
-    found: dict[str, Scene] = {}
-    while len(found) < number:
-        scene = next(scenes)
-        if scene.caption not in sentences:
-            found.setdefault(scene.caption, scene)
-    return list(found.values())

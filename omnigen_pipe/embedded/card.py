@@ -8,7 +8,7 @@ import torch
 
 from manifests.publish import publishing
 from omnigen_pipe.embedded import autoencoder
-from omnigen_pipe.embedded.learned import unseen_scenes
+from omnigen_pipe.embedded.learned import learned_scenes, unseen_scenes, usual_scenes
 from omnigen_pipe.embedded.making import read_plan
 from omnigen_pipe.embedded.rates import draw_scenes, measure
 from omnigen_pipe.progress import Progress
@@ -28,17 +28,19 @@ Made by `python -m omnigen_pipe.embedded.make FOLDER` with the seed {making.seed
 {making.vae_steps} steps of the VAE, {making.pictures} pictures and {making.steps} steps of the
 transformer, on the CPU with {versions}.
 
-Judged by {rates.pictures} sentences of the world, no two alike, none of which is the sentence of
-one of the {making.pictures} pictures. Those know most sentences with a single shape, so the judged
-ones are harder than usual: {single} have one shape, and {double} have two.
+Judged by {number} sentences as the world has them, {learned} of which are the sentence of one of
+the {making.pictures} pictures, and by {number} sentences of which none is. Those pictures know most
+sentences with a single shape, so the unseen ones are harder: {double} have two.
 
-| figure, measured on the float16 weights | value |
-|---|---|
-| the VAE's reconstruction of new pictures of the world | {psnr:.1f} dB |
-| things of the right colour, with guidance | {rates.colours:.1%} |
-| things of the right shape | {rates.shapes:.1%} |
-| named backgrounds drawn | {rates.backgrounds:.1%} |
-| pictures in which every thing is right and nothing more is seen | {rates.right:.1%} |
+| figure, measured on the float16 weights | sentences as they come | unseen sentences |
+|---|---|---|
+| things of the right colour, with guidance | {usual.colours:.1%} | {unseen.colours:.1%} |
+| things of the right shape | {usual.shapes:.1%} | {unseen.shapes:.1%} |
+| things of the named size | {usual.sizes:.1%} | {unseen.sizes:.1%} |
+| named backgrounds drawn | {usual.backgrounds:.1%} | {unseen.backgrounds:.1%} |
+| pictures in which all that is named is right | {usual.right:.1%} | {unseen.right:.1%} |
+
+The VAE's reconstruction of new pictures of the world: {psnr:.1f} dB.
 
 Apache-2.0, as the project.
 """
@@ -52,20 +54,25 @@ def write_card(model: Path, staging: Path, progress: Progress) -> None:
     making, versions = read_plan(model)
     source = Source(str(model.absolute()), Path.cwd())
     pipe = source.pipeline(source.tokenizer(), torch.device("cpu"), torch.float32)
-    scenes = unseen_scenes(making, _JUDGED_BY, "card")
-    with progress.task("Drawing for the model card", len(scenes)) as advance:
-        rates = measure(draw_scenes(pipe, scenes, source.settings(), on_picture=advance), scenes)
+    usual, unseen = usual_scenes(_JUDGED_BY, "card"), unseen_scenes(making, _JUDGED_BY, "card")
+    with progress.task("Drawing for the model card", 2 * _JUDGED_BY) as advance:
+        rates = [
+            measure(draw_scenes(pipe, scenes, source.settings(), on_picture=advance), scenes)
+            for scenes in (usual, unseen)
+        ]
+    captions = {scene.caption for scene in learned_scenes(making)}
     sizes = [sum(p.numel() for p in part.parameters()) for part in (pipe.transformer, pipe.vae)]
-    single = sum(len(scene.things) == 1 for scene in scenes)
     text = _CARD.format(
         transformer=sizes[0] / 1e6,
         vae=sizes[1] / 1e6,
         making=making,
         versions=", then with ".join(versions),
         psnr=autoencoder.psnr(pipe.vae, making.seed),
-        rates=rates,
-        single=single,
-        double=len(scenes) - single,
+        number=_JUDGED_BY,
+        learned=sum(scene.caption in captions for scene in usual),
+        double=sum(len(scene.things) == 2 for scene in unseen),
+        usual=rates[0],
+        unseen=rates[1],
     )
     with publishing(staging, model / CARD_NAME) as path:
         path.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from omnigen_pipe.config import CONFIG_NAME
 from omnigen_pipe.embedded.making import STAGING_NAME, Making
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.world.drawing import save
-from omnigen_pipe.world.scenes import Scene, imagine
+from omnigen_pipe.world.scenes import Scene, distinct, imagine
 
 CAPTIONS_NAME = "captions.jsonl"
 _CONFIGURATION = """\
@@ -61,21 +61,26 @@ def learned_scenes(making: Making) -> Iterator[Scene]:
         yield imagine(draw)
 
 
+def usual_scenes(number: int, seed: str) -> list[Scene]:
+    """`number` scenes of the known world as they come, no two with one sentence; the same for the
+    same `seed`."""
+    return distinct(_endless(f"{seed}:usual"), number)
+
+
 def unseen_scenes(making: Making, number: int, seed: str) -> list[Scene]:
     """`number` scenes of the known world, no two with one sentence, and none with a sentence that
     was learned; the same for the same `seed`.
 
     Nearly all sentences with a single thing are learned, so most of these have two.
     """
-    known = {scene.caption for scene in learned_scenes(making)}
-    draw = random.Random(f"{seed}:unseen")
-    found: list[Scene] = []
-    while len(found) < number:
-        scene = imagine(draw)
-        if scene.caption not in known:
-            known.add(scene.caption)
-            found.append(scene)
-    return found
+    learned = {scene.caption for scene in learned_scenes(making)}
+    return distinct(_endless(f"{seed}:unseen"), number, learned)
+
+
+def _endless(seed: str) -> Iterator[Scene]:
+    draw = random.Random(seed)
+    while True:
+        yield imagine(draw)
 
 
 def draw_learned(folder: Path, making: Making, progress: Progress) -> None:

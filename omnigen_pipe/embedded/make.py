@@ -190,7 +190,7 @@ def _write_defaults(folder: Path) -> None:
     defaults = {
         "width": 64,
         "height": 64,
-        "num_inference_steps": 20,
+        "num_inference_steps": 10,
         "guidance_scale": 2.5,
         "negative_prompt": CFG_PROMPT,
     }

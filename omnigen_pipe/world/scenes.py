@@ -7,7 +7,7 @@ a `random.Random` that the caller seeds, so the same seed gives the same picture
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 COLOURS = {
@@ -122,12 +122,17 @@ def imagine_new(draw: random.Random, *, size: tuple[int, int] | None = None) -> 
     return _alone(draw, width, height, background, NEW_SHAPE, colour, place=None)
 
 
-def distinct(scenes: Sequence[Scene]) -> list[Scene]:
-    """The first scene of every sentence, in order."""
-    first: dict[str, Scene] = {}
+def distinct(
+    scenes: Iterable[Scene], number: int, others: Collection[str] = frozenset()
+) -> list[Scene]:
+    """The first `number` of `scenes` whose sentences are not among `others`, nor each other's."""
+    found: dict[str, Scene] = {}
     for scene in scenes:
-        first.setdefault(scene.caption, scene)
-    return list(first.values())
+        if scene.caption not in others:
+            found.setdefault(scene.caption, scene)
+        if len(found) == number:
+            break
+    return list(found.values())
 
 
 def _alone(

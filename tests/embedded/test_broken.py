@@ -27,7 +27,7 @@ SAME = 4
 def scenes() -> list[Scene]:
     """Two things each: more can go wrong than with one."""
     draw = random.Random("broken")
-    return distinct([imagine(draw, size=(64, 64), things=2) for _ in range(40)])[:32]
+    return distinct((imagine(draw, size=(64, 64), things=2) for _ in range(40)), 32)
 
 
 def right(pipe: Any, scenes: list[Scene], settings: Settings) -> float:

@@ -94,7 +94,9 @@ def test_distinct_keeps_the_first_of_each_sentence_in_order() -> None:
         return Scene(width, 64, "white", (), caption)
 
     scenes = [scene("a", 1), scene("b", 2), scene("a", 3), scene("c", 4)]
-    assert [s.width for s in distinct(scenes)] == [1, 2, 4]
+    assert [s.width for s in distinct(scenes, 4)] == [1, 2, 4]
+    assert [s.width for s in distinct(scenes, 2)] == [1, 2]
+    assert [s.width for s in distinct(scenes, 2, {"a"})] == [2, 4]
 
 
 @pytest.mark.parametrize("shape", [*FINER_SHAPES, NEW_SHAPE])
