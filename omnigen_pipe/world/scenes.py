@@ -127,7 +127,7 @@ def distinct(
 ) -> list[Scene]:
     """The first `number` of `scenes` whose sentences are not among `others`, nor each other's."""
     found: dict[str, Scene] = {}
-    for scene in scenes:
+    for scene in scenes if number else ():
         if scene.caption not in others:
             found.setdefault(scene.caption, scene)
         if len(found) == number:

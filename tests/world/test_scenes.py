@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import repeat
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,7 @@ def test_distinct_keeps_the_first_of_each_sentence_in_order() -> None:
     scenes = [scene("a", 1), scene("b", 2), scene("a", 3), scene("c", 4)]
     assert [s.width for s in distinct(scenes, 4)] == [1, 2, 4]
     assert [s.width for s in distinct(scenes, 2)] == [1, 2]
+    assert distinct(repeat(scenes[0]), 0) == []
     assert [s.width for s in distinct(scenes, 2, {"a"})] == [2, 4]
 
 
