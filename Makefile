@@ -1,4 +1,4 @@
-# `make demo`, `make test`: set up .venv when needed, then do what the name says.
+# `make demo`, `make test`, `make bench`: set up .venv when needed, then do what the name says.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
 	$$p --version >/dev/null 2>&1 && echo $$p && break; done)
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # A process per core: every test makes its own folders and needs one thread.
 PARALLEL := --numprocesses auto --maxprocesses 4
 
-.PHONY: setup demo test test-slow lint types docs clean
+.PHONY: setup demo test test-slow bench lint types docs clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+# What each stage costs against bare loops: docs/performance.md. BENCH='--rows start' for some.
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

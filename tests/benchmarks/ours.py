@@ -1,0 +1,129 @@
+"""The stages as the benchmark runs them: each in a process of its own, imports not counted."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from table import answer
+
+from manifests.query import query
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.workspace import Workspace
+
+Run = Callable[[Workspace, Progress], Summary]
+
+
+def _timed(run: Run, root: str) -> dict[str, Any]:
+    """How long `run` took, and what it counted."""
+    workspace, quiet = Workspace.open(root), Progress(quiet=True)
+    query("SELECT 1")  # DuckDB is ready
+    started = time.perf_counter()
+    summary = run(workspace, quiet)
+    return {"seconds": time.perf_counter() - started, "counts": summary.counts}
+
+
+def discover(root: str) -> dict[str, Any]:
+    """discover of the workspace `root`."""
+    import pyarrow.dataset  # noqa: F401  # imported at the first Parquet file
+
+    from stages import discover
+
+    return _timed(discover.run, root)
+
+
+def bucket(root: str) -> dict[str, Any]:
+    """bucket of the workspace `root`."""
+    from stages import bucket
+
+    return _timed(bucket.run, root)
+
+
+def tokenize(root: str) -> dict[str, Any]:
+    """tokenize of the workspace `root`, loading the tokenizer included."""
+    from stages import tokenize
+
+    return _timed(tokenize.run, root)
+
+
+def status(root: str) -> dict[str, Any]:
+    """status --quick of the workspace `root`."""
+    from omnigen_pipe.maintenance import status
+
+    def run(workspace: Workspace, progress: Progress) -> Summary:
+        found = status.run(workspace, progress, quick=True)
+        return Summary("status", False, {stage.stage: stage.current for stage in found.stages})
+
+    return _timed(run, root)
+
+
+def plan_encoding(root: str) -> dict[str, Any]:
+    """encode-vae of the workspace `root`, where nothing is missing."""
+    from stages import encode_vae
+
+    found = _timed(encode_vae.run, root)
+    return {**found, "torch": "torch" in sys.modules}
+
+
+def encode(root: str) -> dict[str, Any]:
+    """encode-vae of the workspace `root`; its seconds begin when the VAE is loaded."""
+    from stages import encode_vae
+
+    summary = encode_vae.run(Workspace.open(root), Progress(quiet=True))
+    encoded = summary.counts["encoded"]
+    rate = summary.details["images_per_second"]
+    return {"seconds": encoded / rate, "counts": summary.counts}
+
+
+def plan_epoch(number: str) -> dict[str, Any]:
+    """The order of an epoch of so many samples in forty buckets."""
+    import numpy as np
+
+    from omnigen_pipe.runs.order import epoch_order
+
+    buckets = np.random.default_rng(0).integers(0, 40, int(number))
+    repeats = np.zeros(int(number), np.int64)
+    started = time.perf_counter()
+    order = epoch_order(buckets, repeats, seed=0, epoch=0, batch_size=4, micro_batches=4)
+    return {"seconds": time.perf_counter() - started, "counts": {"steps": len(order)}}
+
+
+def loss_of_reduction(root: str, number: str) -> dict[str, Any]:
+    """Decibels between full and reduced decoding of the first so many images: median and least."""
+    import numpy as np
+
+    from omnigen_pipe.config import PixelsConfig
+    from omnigen_pipe.images.pixels import read_pixels
+
+    workspace = Workspace.open(root)
+    rows = query(
+        "SELECT * FROM samples WHERE status = 'ok' ORDER BY path LIMIT $1",
+        int(number),
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    decibels = []
+    for row in rows:
+        width, height = (int(side) for side in row["bucket"].split("x"))
+        geometry = (
+            (width, height),
+            (row["resize_width"], row["resize_height"]),
+            (row["crop_left"], row["crop_top"]),
+        )
+        data = (workspace.path("photos") / row["path"]).read_bytes()
+        full, reduced = (
+            read_pixels(data, *geometry, PixelsConfig(decode=decode)).astype(float)
+            for decode in ("full", "reduced")
+        )
+        error = np.square(full - reduced).mean()
+        decibels.append(10 * np.log10(255**2 / max(error, 1e-9)))
+    return {"median": float(np.median(decibels)), "least": float(min(decibels))}
+
+
+if __name__ == "__main__":
+    works = (
+        discover, bucket, tokenize, status, plan_encoding, encode, plan_epoch, loss_of_reduction,
+    )  # fmt: skip
+    answer({work.__name__: work for work in works})
