@@ -18,7 +18,7 @@ from manifests.schema import SCHEMA_VERSION, Manifest
 _PREFIX = "omnigen_pipe."
 
 #: Rows per row group: what a reader has to hold at once, and what two threads share out.
-ROW_GROUP = 100_000
+ROW_GROUP = 50_000
 
 #: Rows that Arrow decodes at once where a file is read in parts: with more it keeps far more.
 _BATCH = 20_000

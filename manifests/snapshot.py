@@ -65,9 +65,14 @@ class Snapshot:
         say why the snapshot was written.
         """
         written = {**metadata, **(remarks or {})}
-        parts = iter([rows] if isinstance(rows, pa.Table) else rows)
         current = self.metadata()
         changed = any(current.get(k) != v for k, v in metadata.items())
+        if isinstance(rows, pa.Table):
+            same = bool(current) and not changed and self._holds(rows)
+            if not same:
+                self._write([rows], written)
+            return not same
+        parts = iter(rows)
         if not current or changed or parquet.damage(self.path):
             self._write(parts, written)
             return True
@@ -88,6 +93,15 @@ class Snapshot:
             begin = map(parquet.reader(file, self.manifest), sizes)
             self._write(itertools.chain(begin, parts), written)
         return True
+
+    def _holds(self, rows: pa.Table) -> bool:
+        """Whether these are its rows; False where it is damaged."""
+        try:
+            return bool(
+                parquet.read(self.path, self.manifest).equals(parquet.fitted(rows, self.manifest))
+            )
+        except ManifestError:
+            return False
 
     def _write(self, parts: Iterable[pa.Table], metadata: Mapping[str, str]) -> None:
         with parquet.writer(self.manifest, self.path, self.staging, **metadata) as add:

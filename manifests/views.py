@@ -8,27 +8,26 @@ of all its columns. For the same reason callers name the columns that they need.
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from manifests.query import Source, query
-from manifests.schema import LATENTS, PROMPTS, Manifest
+from manifests.schema import FILES, LATENTS, PROMPTS, Manifest
 
 #: Of the rows with one key, the first in this order counts.
 _LATENTS_ORDER = """status = 'ok' DESC, shard, "offset", written_at_ns DESC, reason"""
+_FILES_ORDER = "read_at_ns DESC, content_hash"
 _PROMPTS_ORDER = "status = 'ok' DESC, written_at_ns DESC, text"
 
 
 def current_files(files: pa.Table | Source) -> pa.Table:
     """The newest row per (dataset, path, size, mtime_ns) of the `files` log."""
     return query(
-        """
-        SELECT * FROM files
-        QUALIFY row_number() OVER (
-            PARTITION BY dataset, path, size, mtime_ns ORDER BY read_at_ns DESC, content_hash
-        ) = 1
+        f"""
+        WITH candidates AS NOT MATERIALIZED (SELECT * FROM files)
+        {_first_of_each(FILES, FILES.schema.names, _FILES_ORDER)}
         """,
         files=files,
     )
@@ -39,17 +38,25 @@ def current_latents(
     workspace: Path,
     vae_key: str | None = None,
     columns: Sequence[str] = LATENTS.schema.names,
+    locate: Callable[[str], Path] | None = None,
 ) -> pa.Table:
     """The row that counts for each (pixels_key, vae_key) of the `latents` log.
 
     Rows whose shard is gone or has another size than it was published with, or whose place a
     `damaged` row names, do not count. Of the rest the `ok` row with the smallest (shard, offset)
     wins, else the newest `failed` one. With `vae_key` only the rows of that VAE are looked for.
+    `locate` gives a shard's file, and may raise; without it any path from the workspace will do.
     """
     shards = query(
-        "SELECT DISTINCT shard, shard_nbytes FROM latents WHERE status = 'ok'", latents=latents
+        """
+        SELECT DISTINCT shard, shard_nbytes FROM latents
+        WHERE status = 'ok' AND ($1 IS NULL OR vae_key = $1)
+        """,
+        vae_key,
+        latents=latents,
     )
-    sizes = {shard: file_size(workspace / shard) for shard in shards["shard"].unique().to_pylist()}
+    place = locate or workspace.joinpath
+    sizes = {shard: file_size(place(shard)) for shard in shards["shard"].unique().to_pylist()}
     present = pa.Table.from_pylist(
         [row for row in shards.to_pylist() if sizes[row["shard"]] == row["shard_nbytes"]],
         schema=shards.schema,

@@ -8,7 +8,7 @@ into, or deleted from, the folders of the images.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -16,15 +16,17 @@ import pyarrow.compute as pc
 
 from manifests.errors import PipeError, UsageError
 from manifests.log import merge_if_crowded
+from manifests.query import query
+from manifests.views import current_files
 from omnigen_pipe.config import DatasetConfig
+from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.catalogue import (
     discovered_settings,
     image_rows,
     known_captions,
     options_fingerprint,
 )
-from omnigen_pipe.images.probe import Reading
-from omnigen_pipe.images.reading import Entry, known_readings, read_missing
+from omnigen_pipe.images.reading import known_readings, read_missing
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
@@ -53,15 +55,19 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
             f"{workspace.root} has no [[dataset]] that is not disabled. Add one to its "
             "omnigen-pipe.toml."
         )
-    before = _rows_before(workspace)
-    found = {}
-    for dataset in datasets:
-        progress.note(f"discover: looking for the images of `{dataset.id}`")
-        found[dataset.id] = _find(workspace, dataset, before.get(dataset.id, {}), allow_shrink)
-
-    entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
-    readings = known_readings(entries, workspace.files.source())
-    with progress.task("discover", _unread(entries, readings)) as advance, stop_on_signal() as stop:
+    # The log is read while the folders are walked: one waits for files, the other computes.
+    with ThreadPoolExecutor(1, "discover") as beside:
+        log = beside.submit(current_files, workspace.files.source())
+        before = _rows_before(workspace)
+        found = {}
+        for dataset in datasets:
+            progress.note(f"discover: looking for the images of `{dataset.id}`")
+            rows = before.filter(pc.equal(before["dataset"], dataset.id))
+            found[dataset.id] = _find(workspace, dataset, rows, allow_shrink)
+    entries = [(d.id, found[d.id].candidates) for d in datasets]
+    readings = known_readings(entries, log.result())
+    total = len(readings.unread())
+    with progress.task("discover", total) as advance, stop_on_signal() as stop:
         opened, logged = read_missing(
             entries,
             readings,
@@ -70,21 +76,18 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
             FLUSH_SECONDS,
             asked_to_stop=lambda: stop.signal is not None,
         )
-    if left := _unread(entries, readings):
+    if left := len(readings.unread()):
         return _stopped(opened, logged, left, stop.signal)
 
     merge_if_crowded(workspace.files, workspace.maintenance_lock)
     fingerprint = options_fingerprint(datasets)
-    known = known_captions(workspace.images, fingerprint)
+    known = known_captions(workspace.images, datasets)
     tables, start = [], 0
     for dataset in datasets:
         this = found[dataset.id]
         end = start + len(this.candidates)
-        tables.append(
-            image_rows(
-                dataset, this.root, this.candidates, readings[start:end], this.listing, known
-            )
-        )
+        read = readings.of(slice(start, end))
+        tables.append(image_rows(dataset, this.root, this.candidates, read, this.listing, known))
         start = end
     images = pa.concat_tables(tables)
     replaced = workspace.images.replace(
@@ -95,12 +98,6 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
     # It came when all was read: this stage is done, but whatever would come next was asked not to.
     summary.signal = stop.signal
     return summary
-
-
-def _unread(entries: Sequence[Entry], readings: Sequence[Reading | None]) -> int:
-    """How many entries are still to be read."""
-    pairs = zip(entries, readings, strict=True)
-    return sum(reading is None and c.reason is None for (_, c), reading in pairs)
 
 
 def _stopped(opened: int, logged: int, left: int, signal: int | None) -> Summary:
@@ -117,65 +114,81 @@ def _stopped(opened: int, logged: int, left: int, signal: int | None) -> Summary
     )
 
 
-#: Size (bytes) and modification time of each file of a dataset, by path.
-_Rows = dict[str, tuple[int | None, int | None]]
+def _rows_before(workspace: Workspace) -> pa.Table:
+    """The rows of the last snapshot: `dataset`, `path`, `size`, `mtime_ns`."""
+    return query(
+        "SELECT dataset, path, size, mtime_ns FROM images", images=workspace.images.source()
+    )
 
 
-def _rows_before(workspace: Workspace) -> dict[str, _Rows]:
-    """The rows of the last snapshot, by dataset."""
-    before: dict[str, _Rows] = {}
-    rows = workspace.images.read().select(["dataset", "path", "size", "mtime_ns"])
-    columns = (column.to_pylist() for column in rows.columns)
-    for dataset, path, size, mtime_ns in zip(*columns, strict=True):
-        before.setdefault(dataset, {})[path] = (size, mtime_ns)
-    return before
-
-
-def _find(workspace: Workspace, dataset: DatasetConfig, before: _Rows, allow_shrink: bool) -> Found:
+def _find(
+    workspace: Workspace, dataset: DatasetConfig, before: pa.Table, allow_shrink: bool
+) -> Found:
     """The candidates of `dataset`; stops where too many of the rows `before` would vanish."""
     local = workspace.path(dataset.instance_data_dir)
     gone = not dataset.instance_data_dir.startswith("hf://") and not local.is_dir()
     # A folder that was never there is a wrong path, and stays an error.
-    if gone and before and allow_shrink:
-        return Found(local, [], notes=[f"dataset `{dataset.id}`: the folder {local} is gone."])
-    if gone and before:
+    if gone and before.num_rows and allow_shrink:
+        return Found(
+            local, Candidates(), notes=[f"dataset `{dataset.id}`: the folder {local} is gone."]
+        )
+    if gone and before.num_rows:
         raise PipeError(
-            f"dataset `{dataset.id}`: the folder {local} is gone, and with it {len(before):,} "
+            f"dataset `{dataset.id}`: the folder {local} is gone, and with it {before.num_rows:,} "
             "files that were there last time. Mount or restore it. If it is gone for good, "
             "disable the dataset or pass --allow-shrink."
         )
     found = find(workspace, dataset, dataset_root(workspace, dataset, refresh=True))
     vanished = _vanished(before, found)
-    if 2 * vanished > len(before) and not allow_shrink:
+    if 2 * vanished > before.num_rows and not allow_shrink:
         raise PipeError(
-            f"dataset `{dataset.id}`: {vanished:,} of the {len(before):,} files that were there "
-            f"last time are gone from {found.root}, and {len(found.candidates):,} files are there "
-            "now. Nothing was changed. If that is meant, pass --allow-shrink."
+            f"dataset `{dataset.id}`: {vanished:,} of the {before.num_rows:,} files that were "
+            f"there last time are gone from {found.root}, and {len(found.candidates):,} files are "
+            "there now. Nothing was changed. If that is meant, pass --allow-shrink."
         )
     return found
 
 
-def _vanished(before: _Rows, found: Found) -> int:
+def _vanished(before: pa.Table, found: Found) -> int:
     """How many files of `before` are there no more, under their name or another.
 
     A renamed or moved file keeps its size and modification time: each new file makes up for
     one vanished file with the same two.
     """
-    now = {c.path: (c.size, c.mtime_ns) for c in found.candidates}
-    lost = Counter(facts for path, facts in before.items() if path not in now)
-    new = Counter(facts for path, facts in now.items() if path not in before)
-    return (lost - new).total()
+    candidates = found.candidates
+    if before["path"].to_pylist() == candidates.paths:
+        return 0
+    now = pa.table(
+        {
+            "path": pa.array(candidates.paths, pa.string()),
+            "size": pa.array(candidates.sizes, pa.int64()),
+            "mtime_ns": pa.array(candidates.mtimes_ns, pa.int64()),
+        }
+    )
+    (row,) = query(
+        """
+        WITH lost AS (
+            SELECT size, mtime_ns, count(*) AS n FROM before ANTI JOIN now USING (path) GROUP BY ALL
+        ), new AS (
+            SELECT size, mtime_ns, count(*) AS n FROM now ANTI JOIN before USING (path) GROUP BY ALL
+        )
+        SELECT coalesce(sum(greatest(lost.n - coalesce(new.n, 0), 0)), 0)::BIGINT AS vanished
+        FROM lost LEFT JOIN new ON lost.size IS NOT DISTINCT FROM new.size
+            AND lost.mtime_ns IS NOT DISTINCT FROM new.mtime_ns
+        """,
+        before=before,
+        now=now,
+    ).to_pylist()
+    return int(row["vanished"])
 
 
 def _summary(images: pa.Table, opened: int, changed: bool, notes: list[str]) -> Summary:
-    statuses = Counter(
-        zip(images["dataset"].to_pylist(), images["status"].to_pylist(), strict=True)
-    )
-    rejected = [
-        row
-        for batch in images.select(["dataset", "path", "status", "reason"]).to_batches()
-        for row in batch.filter(pc.equal(batch["status"], "rejected")).to_pylist()
-    ]
+    counted = images.group_by(["dataset", "status"]).aggregate([([], "count_all")])
+    statuses: Counter[tuple[str, str]] = Counter()
+    for row in counted.to_pylist():
+        statuses[row["dataset"], row["status"]] = row["count_all"]
+    named = images.select(["dataset", "path", "status", "reason"])
+    rejected = named.filter(pc.equal(named["status"], "rejected")).to_pylist()
     summary = Summary("discover", changed, notes=notes)
     summary.counts = {
         "images": images.num_rows,

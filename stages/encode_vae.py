@@ -70,7 +70,7 @@ def run(
     if retried:
         missing = wanted.filter(pc.invert(pc.equal(wanted["status"].fill_null(""), "ok")))
         failed = failed.slice(0, 0)
-    failed, missing = with_files(failed, samples), with_files(missing, samples)
+    failed, missing = (with_files(r, samples) if r.num_rows else r for r in (failed, missing))
     summary = Summary(
         "encode-vae",
         changed=False,

@@ -1,10 +1,17 @@
-"""Candidates: files that may be images, as a walk or a list names them; none is opened here."""
+"""Candidates: files that may be images, as a walk or a list names them; none is opened here.
+
+Those of a dataset are held as columns: a tuple for each of a million files would cost more than
+finding them did.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import le
+from typing import NamedTuple, overload
 
 from omnigen_pipe.images.probe import PICTURE_EXTENSIONS
 
@@ -72,10 +79,67 @@ def asked(path: str, full: str, absent: str) -> Candidate:
         return refused(path, absent)
 
 
-def with_distinct_paths(candidates: list[Candidate]) -> list[Candidate]:
+class Candidates(Sequence[Candidate]):
+    """Candidates as columns of one length, named as the fields of `Candidate` in the plural."""
+
+    def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
+        self.paths: list[str] = []
+        self.reals: list[str] = []
+        self.sizes: list[int | None] = []
+        self.mtimes_ns: list[int | None] = []
+        self.reasons: list[str | None] = []
+        for candidate in candidates:
+            self.append(candidate)
+
+    def append(self, candidate: Candidate) -> None:
+        """Add `candidate` at the end."""
+        for column, value in zip(self._columns(), candidate, strict=True):
+            column.append(value)
+
+    def take(self, numbers: Iterable[int]) -> Candidates:
+        """Those with these `numbers`, in this order."""
+        chosen, taken = list(numbers), Candidates()
+        for column, own in zip(taken._columns(), self._columns(), strict=True):
+            column.extend(map(own.__getitem__, chosen))
+        return taken
+
+    def _columns(self) -> tuple[list[object], ...]:
+        return (self.paths, self.reals, self.sizes, self.mtimes_ns, self.reasons)  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, number: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, number: slice) -> Candidates: ...
+    def __getitem__(self, number: int | slice) -> Candidate | Candidates:
+        if isinstance(number, slice):
+            return self.take(range(*number.indices(len(self))))
+        return Candidate._make(column[number] for column in self._columns())
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return map(Candidate._make, zip(*self._columns(), strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Candidates) and self._columns() == other._columns()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def with_distinct_paths(candidates: Candidates) -> Candidates:
     """`candidates` by path; an escaped name that looks like another's gets a mark."""
+    if len(set(candidates.paths)) < len(candidates):
+        candidates = _marked(candidates)
+    paths = candidates.paths
+    if all(map(le, paths, islice(paths, 1, None))):
+        return candidates
+    return candidates.take(sorted(range(len(paths)), key=paths.__getitem__))
+
+
+def _marked(candidates: Candidates) -> Candidates:
     taken: set[str] = set()
-    distinct = []
+    distinct = Candidates()
     # Good names first: theirs must not change.
     for candidate in sorted(candidates, key=lambda c: (c.reason is not None, c.path, c.real)):
         path = candidate.path
@@ -83,4 +147,4 @@ def with_distinct_paths(candidates: list[Candidate]) -> list[Candidate]:
             path += "'"
         taken.add(path)
         distinct.append(candidate._replace(path=path))
-    return sorted(distinct, key=lambda c: c.path)
+    return distinct

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from omnigen_pipe.config import DatasetConfig
 
@@ -43,7 +43,13 @@ def from_name(path: str) -> str:
 
     SimpleTuner's `filename` strategy does the same.
     """
-    return PurePosixPath(path).stem.replace("_", " ").strip()
+    return path[path.rfind("/") + 1 : _stem_end(path)].replace("_", " ").strip()
+
+
+def _stem_end(path: str) -> int:
+    """Where the extension of `path` begins: as pathlib has it, which takes ten times as long."""
+    name, dot = path.rfind("/") + 1, path.rfind(".")
+    return dot if name < dot < len(path) - 1 else len(path)
 
 
 def split_text(text: str, lines: str) -> list[str]:
@@ -70,16 +76,35 @@ def finish(texts: Iterable[str], dataset: DatasetConfig) -> tuple[str, ...]:
 
 def without_file(path: str, dataset: DatasetConfig) -> Captions:
     """The captions by `filename` or `instanceprompt` of the image at `path`."""
+    (text,) = texts_without_file([path], dataset)
+    return Captions((text,)) if text else Captions((), reason=why_none(dataset))
+
+
+def texts_without_file(paths: Sequence[str], dataset: DatasetConfig) -> list[str]:
+    """The same for many images, which have one caption each; empty where there is none."""
     if dataset.caption_strategy == "instanceprompt":
-        texts = finish([dataset.instance_prompt or ""], dataset)
-        return Captions(texts, reason=None if texts else "no caption: instance_prompt is empty")
-    texts = finish([from_name(path)], dataset)
-    return Captions(texts, reason=None if texts else "no caption: the file's name has no words")
+        return ["".join(finish([dataset.instance_prompt or ""], dataset))] * len(paths)
+    # As `from_name`, without two calls for each of perhaps a million files.
+    names = [
+        (stem if stem and extension else name).replace("_", " ").strip()
+        for name in [path.rpartition("/")[2] for path in paths]
+        for stem, _, extension in (name.rpartition("."),)
+    ]
+    if not dataset.prepend_instance_prompt:
+        return names
+    return ["".join(finish([name], dataset)) for name in names]
+
+
+def why_none(dataset: DatasetConfig) -> str:
+    """Why an image has no caption by `filename` or `instanceprompt`."""
+    if dataset.caption_strategy == "instanceprompt":
+        return "no caption: instance_prompt is empty"
+    return "no caption: the file's name has no words"
 
 
 def textfile_of(path: str) -> str:
     """The path of the text file beside the image at `path`: the same name, ending in `.txt`."""
-    return str(PurePosixPath(path).with_suffix(".txt"))
+    return path[: _stem_end(path)] + ".txt"
 
 
 def from_textfile(

@@ -11,24 +11,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.errors import PipeError
 from manifests.keys import key
+from manifests.query import query
 from manifests.schema import IMAGES
 from manifests.snapshot import Snapshot
 from omnigen_pipe import settings
 from omnigen_pipe.config import DatasetConfig
-from omnigen_pipe.images.candidates import Candidate
+from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.captions import (
     LIST_STRATEGIES,
     Captions,
     finish,
     from_textfile,
-    without_file,
+    texts_without_file,
+    why_none,
 )
 from omnigen_pipe.images.listing import Listing
-from omnigen_pipe.images.probe import Facts, Reading
+from omnigen_pipe.images.probe import Facts
 from omnigen_pipe.mtimes import RACY_NS
 
 #: The options of a dataset that rows of images depend on.
@@ -80,68 +85,92 @@ def check_discovered(images: Snapshot, datasets: Sequence[DatasetConfig]) -> Non
         )
 
 
-def known_captions(images: Snapshot, fingerprint: str) -> dict[tuple[str, str], Captions]:
-    """By dataset and path, the captions from text files in a snapshot made with `fingerprint`.
+def known_captions(
+    images: Snapshot, datasets: Sequence[DatasetConfig]
+) -> dict[tuple[str, str], Captions]:
+    """By dataset and path, the captions from text files in a snapshot made with these options.
 
     Nothing where it was made with other options. Text files that were modified when the
     snapshot was made, or less than two seconds before, are left out: they are read again.
     """
-    metadata = images.metadata()
-    if metadata.get("fingerprint") != fingerprint:
+    ids = [d.id for d in datasets if d.caption_strategy == "textfile"]
+    metadata = images.metadata() if ids else {}
+    if metadata.get("fingerprint") != options_fingerprint(datasets):
         return {}
     made_at_ns = int(datetime.fromisoformat(metadata["created_at"]).timestamp()) * 10**9
-    rows = images.read().select(
-        ["dataset", "path", "captions", "caption_path", "caption_size", "caption_mtime_ns"]
+    rows = query(
+        """
+        SELECT dataset, path, captions, caption_path, caption_size, caption_mtime_ns FROM images
+        WHERE len(captions) > 0 AND caption_mtime_ns < $1
+        AND list_contains($2::VARCHAR[], dataset)
+        """,
+        made_at_ns - RACY_NS,
+        ids,
+        images=images.source(),
     )
     return {
         (dataset, path): Captions(tuple(texts), caption_path, size, mtime_ns)
         for dataset, path, texts, caption_path, size, mtime_ns in zip(
             *(column.to_pylist() for column in rows.columns), strict=True
         )
-        if texts and mtime_ns is not None and mtime_ns < made_at_ns - RACY_NS
     }
 
 
 def image_rows(
     dataset: DatasetConfig,
     root: Path,
-    candidates: Sequence[Candidate],
-    readings: Sequence[Reading | None],
+    candidates: Candidates,
+    readings: pa.Table,
     listing: Listing | None,
     known: dict[tuple[str, str], Captions],
 ) -> pa.Table:
-    """One row per candidate, in their order. Captions are looked for where the image is good."""
-    nothing = Facts("")
-    rows = []
-    for candidate, reading in zip(candidates, readings, strict=True):
-        facts = reading.facts if reading is not None and reading.facts is not None else nothing
-        reason = candidate.reason or (reading.unreadable if reading is not None else None)
-        reason = reason or facts.reason or unwanted(facts, dataset)
-        captions = Captions(())
-        if reason is None:
-            captions = _captions(dataset, root, candidate.path, listing, known)
-            reason = captions.reason
-        rows.append(
-            {
-                "dataset": dataset.id,
-                "path": candidate.path,
-                "size": candidate.size,
-                "mtime_ns": candidate.mtime_ns,
-                "content_hash": facts.content_hash or None,
-                "format": facts.format,
-                "width": facts.width,
-                "height": facts.height,
-                "mode": facts.mode,
-                "frames": facts.frames,
-                "captions": list(captions.texts),
-                "caption_path": captions.path,
-                "caption_size": captions.size,
-                "caption_mtime_ns": captions.mtime_ns,
-                "status": "ok" if reason is None else "rejected",
-                "reason": reason,
-            }
-        )
-    return pa.Table.from_pylist(rows, IMAGES.schema)
+    """One row per candidate, in their order. Captions are looked for where the image is good.
+
+    `readings` has a row for each, as `Readings.of` gives it.
+    """
+    number = len(candidates)
+    reasons = pc.coalesce(
+        pa.array(candidates.reasons, pa.string()), readings["unreadable"], readings["reason"]
+    )
+    reasons = pc.coalesce(reasons, _unwanted(readings, dataset))
+    good = np.flatnonzero(pc.is_null(reasons).to_numpy())
+    captions = _captions(dataset, root, [candidates.paths[i] for i in good], listing, known)
+    spread = captions.take(_places(good, number))
+    columns = {
+        "dataset": pa.repeat(pa.scalar(dataset.id, pa.string()), number),
+        "path": pa.array(candidates.paths, pa.string()),
+        "size": pa.array(candidates.sizes, pa.int64()),
+        "mtime_ns": pa.array(candidates.mtimes_ns, pa.int64()),
+        **{name: readings[name] for name in ("format", "width", "height", "mode", "frames")},
+        "content_hash": readings["content_hash"],
+        "captions": pc.coalesce(spread["captions"], pa.scalar([], pa.list_(pa.string()))),
+        **{name: spread[name] for name in ("caption_path", "caption_size", "caption_mtime_ns")},
+    }
+    reasons = pc.coalesce(reasons, spread["reason"])
+    columns["reason"] = reasons
+    columns["status"] = pc.if_else(pc.is_null(reasons), "ok", "rejected")
+    return pa.table([columns[name] for name in IMAGES.schema.names], schema=IMAGES.schema)
+
+
+def _places(rows: npt.NDArray[np.int64], number: int) -> pa.Array:
+    """For each of `number` places which of `rows` it is; null where it is none."""
+    places = np.full(number, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    return pa.array(places, mask=places < 0)
+
+
+def _unwanted(readings: pa.Table, dataset: DatasetConfig) -> pa.Array:
+    """For each row why the options of `dataset` rule it out; null where they do not."""
+    frames, width, height = (
+        readings[name].fill_null(0).to_numpy().astype(np.int64)
+        for name in ("frames", "width", "height")
+    )
+    suspect = (frames > 1) | (width * height > dataset.maximum_pixels)
+    reasons: list[str | None] = [None] * readings.num_rows
+    for i in np.flatnonzero(suspect).tolist():
+        row = readings.slice(i, 1).select(["frames", "width", "height"]).to_pylist()[0]
+        reasons[i] = unwanted(Facts("", **row), dataset)
+    return pa.array(reasons, pa.string())
 
 
 def unwanted(facts: Facts, dataset: DatasetConfig) -> str | None:
@@ -158,7 +187,57 @@ def unwanted(facts: Facts, dataset: DatasetConfig) -> str | None:
     return None
 
 
+_CAPTIONS_SCHEMA = pa.schema(
+    [
+        ("captions", pa.list_(pa.string())),
+        ("caption_path", pa.string()),
+        ("caption_size", pa.int64()),
+        ("caption_mtime_ns", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
 def _captions(
+    dataset: DatasetConfig,
+    root: Path,
+    paths: list[str],
+    listing: Listing | None,
+    known: dict[tuple[str, str], Captions],
+) -> pa.Table:
+    """The captions of the images at `paths`, a row each."""
+    if dataset.caption_strategy != "textfile" and dataset.caption_strategy not in LIST_STRATEGIES:
+        return _one_caption_each(texts_without_file(paths, dataset), why_none(dataset))
+    found = [_captions_of(dataset, root, path, listing, known) for path in paths]
+    columns: list[list[Any]] = [
+        [list(each.texts) for each in found],
+        [each.path for each in found],
+        [each.size for each in found],
+        [each.mtime_ns for each in found],
+        [each.reason for each in found],
+    ]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, _CAPTIONS_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=_CAPTIONS_SCHEMA)
+
+
+def _one_caption_each(texts: list[str], why_none: str) -> pa.Table:
+    """One row for each of `texts`, which is its caption; with a reason where it is empty."""
+    there = np.array([bool(text) for text in texts], bool)
+    offsets = np.concatenate(([0], np.cumsum(there))).astype(np.int32)
+    values = pa.array(texts, pa.string()).filter(pa.array(there))
+    table = pa.table(
+        {
+            "captions": pa.ListArray.from_arrays(pa.array(offsets), values),
+            "reason": pc.if_else(pa.array(there), None, why_none),
+        }
+    )
+    for field in _CAPTIONS_SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(texts), field.type))
+    return table.select(_CAPTIONS_SCHEMA.names).cast(_CAPTIONS_SCHEMA)
+
+
+def _captions_of(
     dataset: DatasetConfig,
     root: Path,
     path: str,
@@ -167,8 +246,6 @@ def _captions(
 ) -> Captions:
     if dataset.caption_strategy == "textfile":
         return from_textfile(root, path, dataset, known.get((dataset.id, path)))
-    if dataset.caption_strategy not in LIST_STRATEGIES:
-        return without_file(path, dataset)
     assert listing is not None  # read for every such strategy
     row = listing.rows.get(path)
     texts = () if row is None else finish(row.texts, dataset)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import DatasetConfig
-from omnigen_pipe.images.candidates import Candidate, asked, escaped
+from omnigen_pipe.images.candidates import Candidate, Candidates, asked, escaped
 from omnigen_pipe.images.captions import LIST_STRATEGIES, from_value
 from omnigen_pipe.workspace import Workspace
 
@@ -195,9 +195,9 @@ def _inside(text: str, roots: tuple[str, ...]) -> tuple[str, str | None]:
     return path, None
 
 
-def listed_candidates(root: Path, listing: Listing) -> list[Candidate]:
+def listed_candidates(root: Path, listing: Listing) -> Candidates:
     """What `listing` names under `root`, sorted by path."""
     absent = "not there: the list names a file that does not exist"
     found = [asked(path, os.path.join(root, path), absent) for path in listing.rows]
     found += [Candidate(path, "", None, None, why) for path, why in listing.outside.items()]
-    return sorted(found, key=lambda candidate: candidate.path)
+    return Candidates(sorted(found, key=lambda candidate: candidate.path))

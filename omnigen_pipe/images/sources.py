@@ -13,7 +13,7 @@ from pathlib import Path
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import DatasetConfig
-from omnigen_pipe.images.candidates import Candidate
+from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.captions import LIST_STRATEGIES
 from omnigen_pipe.images.hub_dataset import hub_root, why_no_images
 from omnigen_pipe.images.listing import Listing, list_path, listed_candidates, read_listing
@@ -30,7 +30,7 @@ class Found:
     one, and what to tell the user."""
 
     root: Path
-    candidates: list[Candidate]
+    candidates: Candidates
     listing: Listing | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ def find(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Found:
         found = _walked(workspace, dataset, root)
         found.listing = listing
         if listing is not None:
-            there = {candidate.path for candidate in found.candidates}
+            there = set(found.candidates.paths)
             absent = len(listing.outside) + sum(path not in there for path in listing.rows)
             if absent:
                 found.notes.append(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from manifests.errors import UsageError
 from manifests.query import Source, query
+from manifests.views import current_files
 from omnigen_pipe.config import DatasetConfig
-from omnigen_pipe.images.catalogue import image_rows, known_captions, options_fingerprint
+from omnigen_pipe.images.candidates import Candidates
+from omnigen_pipe.images.catalogue import image_rows, known_captions
 from omnigen_pipe.images.hub_dataset import is_cached
 from omnigen_pipe.images.reading import known_readings
 from omnigen_pipe.images.sources import Found, dataset_root, find
@@ -40,38 +43,36 @@ def survey(workspace: Workspace) -> Survey:
     datasets = sorted(workspace.config.datasets, key=lambda dataset: dataset.id)
     notes: list[str] = []
     found = {dataset.id: _find(workspace, dataset, notes) for dataset in datasets}
-    entries = [(d.id, candidate) for d in datasets for candidate in found[d.id].candidates]
-    readings = known_readings(entries, workspace.files.source())
-    known = known_captions(workspace.images, options_fingerprint(datasets))
+    entries = [(d.id, found[d.id].candidates) for d in datasets]
+    readings = known_readings(entries, current_files(workspace.files.source()))
+    known = known_captions(workspace.images, datasets)
     tables = [workspace.images.manifest.empty()]
-    unread = []
-    start = 0
+    names: dict[str, list[str]] = {"dataset": [], "path": []}
+    unread_bytes = start = 0
+    unread = set(readings.unread().tolist())
     for dataset in datasets:
         this = found[dataset.id]
-        pairs = list(
-            zip(this.candidates, readings[start : start + len(this.candidates)], strict=True)
+        numbers = range(start, start + len(this.candidates))
+        start = numbers.stop
+        ready = np.array([n for n in numbers if n not in unread], np.int64)
+        rest = this.candidates.take(n - numbers.start for n in numbers if n in unread)
+        names["dataset"] += [dataset.id] * len(rest)
+        names["path"] += rest.paths
+        unread_bytes += sum(size or 0 for size in rest.sizes)
+        candidates = this.candidates.take((ready - numbers.start).tolist())
+        tables.append(
+            image_rows(dataset, this.root, candidates, readings.of(ready), this.listing, known)
         )
-        start += len(pairs)
-        ready = [(c, r) for c, r in pairs if r is not None or c.reason is not None]
-        unread += [(dataset.id, c) for c, r in pairs if r is None and c.reason is None]
-        candidates, known_facts = [c for c, _ in ready], [r for _, r in ready]
-        tables.append(image_rows(dataset, this.root, candidates, known_facts, this.listing, known))
-    names = pa.table(
-        {
-            "dataset": pa.array([dataset for dataset, _ in unread], pa.string()),
-            "path": pa.array([candidate.path for _, candidate in unread], pa.string()),
-        }
-    )
     # Until such a file is read, what was known of it stands for it.
     before = query(
         "SELECT * FROM images SEMI JOIN names USING (dataset, path)",
-        names=names,
+        names=pa.table({name: pa.array(column, pa.string()) for name, column in names.items()}),
         images=workspace.images.source(),
     )
     return Survey(
         pa.concat_tables([*tables, before.cast(workspace.images.manifest.schema)]),
         unread=len(unread),
-        unread_bytes=sum(candidate.size or 0 for _, candidate in unread),
+        unread_bytes=unread_bytes,
         unread_known=before.num_rows,
         notes=notes,
     )
@@ -79,7 +80,7 @@ def survey(workspace: Workspace) -> Survey:
 
 def _find(workspace: Workspace, dataset: DatasetConfig, notes: list[str]) -> Found:
     """The candidates of `dataset`; none, with a note, where its files are not within reach."""
-    nothing = Found(workspace.root, [])
+    nothing = Found(workspace.root, Candidates())
     if dataset.instance_data_dir.startswith("hf://") and not is_cached(dataset):
         notes.append(f"dataset {dataset.id}: {dataset.instance_data_dir} is not fetched yet")
         return nothing

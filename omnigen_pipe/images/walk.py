@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 
 from omnigen_pipe.images.candidates import (
-    Candidate,
+    Candidates,
     asked,
     candidate_of,
     escaped,
@@ -27,7 +30,7 @@ _LEFTOVERS = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX", "@eaDir", "#recy
 
 def walk(
     root: Path, not_data: frozenset[str], textfiles: bool, list_file: Path | None, distinct: bool
-) -> tuple[list[Candidate], list[str]]:
+) -> tuple[Candidates, list[str]]:
     """All picture files under `root`, and in sentences what was left aside.
 
     `not_data` are real paths of folders not to be entered. Files named `.txt`, where these are
@@ -51,7 +54,7 @@ class _Walk:
         self.textfiles = textfiles
         self.list_file = None if list_file is None else os.path.realpath(list_file)
         self.seen: set[str] = set()  # real paths of folders
-        self.candidates: list[Candidate] = []
+        self.candidates = Candidates()
         self.file_links: list[str] = []
         self.others: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -83,14 +86,66 @@ class _Walk:
                 self.counts["workspace"] += 1
                 continue
             self.seen.add(real)
+            waiting = len(stack)
             try:
-                with os.scandir(os.path.join(self.root, path) if path else self.root) as entries:
-                    for entry in entries:
-                        self._entry(entry, path, real, stack, links)
+                # By a handle: to ask for a file, the system need not follow the whole path again.
+                with _opened(self.root) as root, _opened(path or ".", root) as folder:
+                    with os.scandir(folder) as entries:
+                        # In order, so that at the end there is hardly anything to sort.
+                        by_name = sorted(entries, key=attrgetter("name"))
+                    self._entries(by_name, path, real, stack, links)
+                stack[waiting:] = reversed(stack[waiting:])
             except FileNotFoundError:
                 continue  # deleted since it was listed
             except OSError as error:
                 self.unreadable.append(f"{escaped(path)} ({error.strerror})")
+
+    def _entries(
+        self,
+        entries: Iterable[os.DirEntry[str]],
+        folder: str,
+        real: str,
+        stack: list[tuple[str, str]],
+        links: list[str],
+    ) -> None:
+        """List what lies in one folder.
+
+        Nearly all of it is plain files with plain names. These are put into the columns right
+        here: a call for each would cost as much as asking for its size.
+        """
+        names, sizes, mtimes_ns = [], [], []
+        is_plain: dict[str, bool] = {}  # by extension, as it is written
+        utf8 = escaped(folder) == folder
+        for entry in entries:
+            name = entry.name
+            extension = name[name.rfind(".") :]
+            plain = is_plain.get(extension)
+            if plain is None:
+                plain = is_plain[extension] = utf8 and is_picture_name("x" + extension)
+            # Leftovers that have the extension of a picture begin with one of two characters.
+            if (
+                plain
+                and name[0] not in ".~"
+                and name.isascii()
+                and entry.is_file(follow_symlinks=False)
+            ):
+                try:
+                    facts = entry.stat(follow_symlinks=False)
+                except OSError:
+                    pass  # what it means is decided below
+                else:
+                    names.append(name)
+                    sizes.append(facts.st_size)
+                    mtimes_ns.append(facts.st_mtime_ns)
+                    continue
+            self._entry(entry, folder, real, stack, links)
+        found = self.candidates
+        prefix, real_prefix = f"{folder}/" if folder else "", os.path.join(real, "")
+        found.paths.extend([prefix + name for name in names])
+        found.reals.extend([real_prefix + name for name in names])
+        found.sizes.extend(sizes)
+        found.mtimes_ns.extend(mtimes_ns)
+        found.reasons.extend([None] * len(names))
 
     def _entry(
         self,
@@ -163,6 +218,16 @@ class _Walk:
             number, first = len(self.unreadable), min(self.unreadable)
             notes.append(f"Folders that could not be read: {number:,}, the first {first}.")
         return notes
+
+
+@contextmanager
+def _opened(folder: str, start: int | None = None) -> Iterator[int]:
+    """A handle of `folder`, whose path begins at the folder with the handle `start`."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=start)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _is_left_aside(name: str) -> bool:

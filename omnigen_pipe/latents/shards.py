@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
@@ -60,17 +61,32 @@ def shard_path(root: Path, shard: str) -> Path:
 
     Raises `ShardError` for any other path: a manifest may come from somebody else.
     """
+    return shard_paths(root)(shard)
+
+
+def shard_paths(root: Path) -> Callable[[str], Path]:
+    """`shard_path` of one workspace, for many shards: their folders are looked at only once."""
     latents = root / "latents"
-    relative = PurePosixPath(shard)
-    path = root / relative
-    lexical = relative.parts[:1] == ("latents",) and ".." not in relative.parts
-    if not lexical or not path.resolve().is_relative_to(latents.resolve()):
-        raise ShardError(
-            f"The manifests in {root / 'manifests' / 'latents'} name the shard {shard!r}, which "
-            f"does not lie in {latents}. They were not written by omnigen-pipe; remove them and "
-            "run `omnigen-pipe encode-vae` again."
-        )
-    return path
+
+    @cache
+    def is_inside(folder: Path) -> bool:
+        return folder.resolve().is_relative_to(latents.resolve())
+
+    def path_of(shard: str) -> Path:
+        relative = PurePosixPath(shard)
+        path = root / relative
+        lexical = relative.parts[:1] == ("latents",) and ".." not in relative.parts
+        # A link in the place of the file itself may lead anywhere, whatever folder it lies in.
+        inside = is_inside(path if path.is_symlink() else path.parent) if lexical else False
+        if not inside:
+            raise ShardError(
+                f"The manifests in {root / 'manifests' / 'latents'} name the shard {shard!r}, "
+                f"which does not lie in {latents}. They were not written by omnigen-pipe; remove "
+                "them and run `omnigen-pipe encode-vae` again."
+            )
+        return path
+
+    return path_of
 
 
 def read_latent(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from manifests.query import Source, query
 from manifests.schema import LATENTS
 from manifests.views import current_latents
-from omnigen_pipe.latents.shards import shard_path
+from omnigen_pipe.latents.shards import shard_paths
 from omnigen_pipe.workspace import Workspace
 
 #: The columns of a known latent that `with_status` reads.
@@ -41,14 +41,9 @@ def known_latents(
 
     Raises `ShardError` where the log names a shard outside the workspace's `latents/`.
     """
-    named = query(
-        "SELECT DISTINCT shard FROM latents WHERE vae_key = ? AND shard IS NOT NULL",
-        vae_key,
-        latents=workspace.latents.source(),
+    return current_latents(
+        workspace.latents.source(), workspace.root, vae_key, columns, shard_paths(workspace.root)
     )
-    for shard in named["shard"].to_pylist():
-        shard_path(workspace.root, shard)
-    return current_latents(workspace.latents.source(), workspace.root, vae_key, columns)
 
 
 def with_status(wanted: pa.Table, known: pa.Table) -> pa.Table:

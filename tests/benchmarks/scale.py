@@ -125,8 +125,11 @@ def build_images(root: Path, model: Path, number: int) -> Workspace:
     return workspace
 
 
-def build_logs(workspace: Workspace) -> None:
-    """Logs with every latent and prompt that the samples want, and shards that are all holes."""
+def build_logs(workspace: Workspace, fragments: int | None = None) -> None:
+    """Logs with every latent and prompt that the samples want, and shards that are all holes.
+
+    Each has so many `fragments`, by default `FRAGMENTS`.
+    """
     inputs = vae_inputs(workspace, model_part(workspace, "vae"))
     vae_key, tokenizer = inputs_key(inputs), tokenizers.load_configured(workspace)
     rows = query(
@@ -137,7 +140,9 @@ def build_logs(workspace: Workspace) -> None:
         samples=workspace.samples.source(),
     )
     about = {"inputs": as_text({vae_key: inputs})}
-    bounds = np.linspace(0, rows.num_rows, min(FRAGMENTS, rows.num_rows) + 1).astype(int)
+    bounds = np.linspace(0, rows.num_rows, min(fragments or FRAGMENTS, rows.num_rows) + 1).astype(
+        int
+    )
     for number, (start, end) in enumerate(itertools.pairwise(bounds)):
         part, length = rows.slice(start, end - start), int(end - start)
         shard = f"latents/{part['bucket'][0].as_py()}/{number:032x}.tar"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from omnigen_pipe.images.captions import (
     from_value,
     split_text,
     textfile_of,
+    texts_without_file,
     without_file,
 )
 
@@ -135,3 +136,16 @@ def test_an_unchanged_text_file_is_not_opened(tmp_path: Path) -> None:
 )
 def test_cells_of_a_list(value: object, texts: list[str], reason: str | None) -> None:
     assert from_value(value) == (texts, reason)
+
+
+@given(st.lists(st.sampled_from(["a_b", ".", "..", ".jpg", "x.y", "_", " ä", "日本"]), min_size=1))
+def test_a_name_is_taken_apart_as_pathlib_does(parts: list[str]) -> None:
+    """Alone and among many, whatever dots a name has."""
+    path = "folder.d/" + "".join(parts)
+    name = PurePosixPath(path).name
+    if "/" + name != path[path.rfind("/") :] or name.endswith("."):
+        return  # not what any walk or list gives, or what versions of pathlib differ in
+    expected = PurePosixPath(path).stem.replace("_", " ").strip()
+    assert from_name(path) == expected
+    assert texts_without_file([path, "b.jpg"], dataset()) == [expected, "b"]
+    assert textfile_of(path) == str(PurePosixPath(path).with_suffix(".txt"))
