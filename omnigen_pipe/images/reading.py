@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -209,12 +209,14 @@ def _read_under_other_names(
 
 def _as_table(readings: Sequence[Reading]) -> pa.Table:
     """One row for each of `readings`."""
-    nothing = dict.fromkeys(_FACTS)
-    facts = [nothing if r.facts is None else asdict(r.facts) for r in readings]
-    columns = {
+    nothing = (None,) * len(_FACTS)
+    values = attrgetter(*_FACTS)
+    facts = [nothing if r.facts is None else values(r.facts) for r in readings]
+    by_name = zip(*facts, strict=True) if facts else [()] * len(_FACTS)
+    columns: dict[str, Sequence[object]] = {
         "read_at_ns": [r.read_at_ns for r in readings],
         "unreadable": [r.unreadable for r in readings],
-        **{name: [each[name] for each in facts] for name in _FACTS},
+        **dict(zip(_FACTS, by_name, strict=True)),
     }
     return pa.table(
         [pa.array(columns[field.name], field.type) for field in _READING_SCHEMA],
