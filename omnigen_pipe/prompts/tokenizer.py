@@ -8,12 +8,14 @@ that stand only in `tokenizer_config.json` have no effect.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from manifests.errors import UsageError
 from manifests.keys import KEY_DIGITS, key
@@ -53,10 +55,20 @@ class PromptTokenizer:
 
 
 def _encode(tokenizer: Tokenizer, captions: Sequence[str]) -> list[list[int]]:
-    ids: list[list[int]] = []
-    for start in range(0, len(captions), _BATCH):
+    def batch(start: int) -> list[Encoding]:
         texts = [render(caption) for caption in captions[start : start + _BATCH]]
-        ids += [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        encodings: list[Encoding] = tokenizer.encode_batch_fast(texts)
+        return encodings
+
+    ids: list[list[int]] = []
+    # The library lets the interpreter go: ids are copied while it is at the next batch.
+    with ThreadPoolExecutor(1, "tokenize") as beside:
+        starts = range(0, len(captions), _BATCH)
+        ahead = deque(beside.submit(batch, start) for start in starts[:1])
+        for start in starts:
+            if start + _BATCH < len(captions):
+                ahead.append(beside.submit(batch, start + _BATCH))
+            ids += [encoding.ids for encoding in ahead.popleft().result()]
     return ids
 
 
