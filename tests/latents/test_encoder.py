@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from blake3 import blake3
 from PIL import Image
 
@@ -335,6 +340,77 @@ def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert started <= taken + 3 + 2 * 2
     decoded.close()
     assert started <= 10 + 3 + 2 * 2
+
+
+class Stub:
+    """A VAE whose latents are zeros; `during` is called with the number of each batch."""
+
+    dtype = torch.float32
+
+    def __init__(self, during: Callable[[int], object]) -> None:
+        self.during = during
+        self.batches = 0
+
+    def encode(self, x: torch.Tensor) -> Any:
+        self.during(self.batches)
+        self.batches += 1
+        b, _, height, width = x.shape
+        zeros = torch.zeros(b, 4, height // 8, width // 8)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=zeros, logvar=zeros))
+
+
+@pytest.mark.parametrize("number", [12, 60])
+def test_decoded_images_are_few_however_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Alive are the batch in work, and what is decoded ahead: a batch and two for each thread."""
+    lock, alive, most = threading.Lock(), 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        with lock:
+            alive -= 1
+
+    def decode(*_: Any) -> np.ndarray:
+        nonlocal alive, most
+        pixels = np.zeros((32, 48, 3), np.uint8)
+        weakref.finalize(pixels, gone)
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return pixels
+
+    monkeypatch.setattr(encoder, "read_source", lambda _: b"")
+    monkeypatch.setattr(encoder, "read_pixels", decode)
+    first = item(tmp_path, 0)
+    items = [replace(first, pixels_key=f"{each:032x}") for each in range(number)]
+    place = workspace(tmp_path / "w", vae_batch_size=3, decode_workers=2)
+    outcome, _ = run(place, items, Stub(lambda _: None))
+    assert outcome.encoded == number
+    assert 3 <= most <= 2 * 3 + 2 * 2 + 1  # the last is the one that is handed over
+    assert alive == 0
+
+
+def test_images_are_decoded_while_the_vae_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch does not end before an image of the second is read, which needs no end of
+    the first."""
+    second = threading.Event()
+    met = []
+
+    def source(thing: Item) -> bytes:
+        if thing.pixels_key == f"{2:032x}":
+            second.set()
+        return b""
+
+    monkeypatch.setattr(encoder, "read_source", source)
+    monkeypatch.setattr(encoder, "read_pixels", lambda *_: np.zeros((32, 48, 3), np.uint8))
+    first = item(tmp_path, 0)
+    items = [replace(first, pixels_key=f"{each:032x}") for each in range(4)]
+    place = workspace(tmp_path / "w", vae_batch_size=2, decode_workers=1)
+    run(place, items, Stub(lambda batch: met.append(batch or second.wait(60))))
+    assert met == [True, 1]
 
 
 def test_same_batches_give_equal_shards(tmp_path: Path, vae: Any) -> None:
