@@ -18,7 +18,7 @@ from manifests.schema import FILES, LATENTS, PROMPTS, Manifest
 
 #: Of the rows with one key, the first in this order counts.
 _LATENTS_ORDER = """status = 'ok' DESC, shard, "offset", written_at_ns DESC, reason"""
-_FILES_ORDER = "read_at_ns DESC, content_hash"
+FILES_ORDER = "read_at_ns DESC, content_hash"
 _PROMPTS_ORDER = "status = 'ok' DESC, written_at_ns DESC, text"
 
 
@@ -27,7 +27,7 @@ def current_files(files: pa.Table | Source) -> pa.Table:
     return query(
         f"""
         WITH candidates AS NOT MATERIALIZED (SELECT * FROM files)
-        {_first_of_each(FILES, FILES.schema.names, _FILES_ORDER)}
+        {_first_of_each(FILES, FILES.schema.names, FILES_ORDER)}
         """,
         files=files,
     )

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from manifests.errors import PipeError, UsageError
 from manifests.log import merge_if_crowded
 from manifests.query import query
-from manifests.views import current_files
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.catalogue import (
@@ -26,7 +25,7 @@ from omnigen_pipe.images.catalogue import (
     known_captions,
     options_fingerprint,
 )
-from omnigen_pipe.images.reading import known_readings, read_missing
+from omnigen_pipe.images.reading import known_readings, logged_rows, read_missing
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
@@ -57,7 +56,7 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
         )
     # The log is read while the folders are walked: one waits for files, the other computes.
     with ThreadPoolExecutor(1, "discover") as beside:
-        log = beside.submit(current_files, workspace.files.source())
+        known_rows = beside.submit(logged_rows, workspace.files.source())
         before = _rows_before(workspace)
         found = {}
         for dataset in datasets:
@@ -65,7 +64,7 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
             rows = before.filter(pc.equal(before["dataset"], dataset.id))
             found[dataset.id] = _find(workspace, dataset, rows, allow_shrink)
     entries = [(d.id, found[d.id].candidates) for d in datasets]
-    readings = known_readings(entries, log.result())
+    readings = known_readings(entries, known_rows.result())
     total = len(readings.unread())
     with progress.task("discover", total) as advance, stop_on_signal() as stop:
         opened, logged = read_missing(

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.log import Log
-from manifests.query import fingerprint, query
+from manifests.query import Source, fingerprint, query
 from manifests.schema import FILES
+from manifests.views import FILES_ORDER
 from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.probe import Facts, Reading, read_files
 from omnigen_pipe.mtimes import RACY_NS
@@ -67,9 +68,18 @@ class Readings:
         return self.rows.take(pa.array(places, mask=places < 0))
 
 
+def logged_rows(files: Source) -> pa.Table:
+    """The rows of the `files` log, with the columns that `known_readings` needs."""
+    columns = ", ".join((*FILES.key, "read_at_ns", *_FACTS))
+    return query(f"SELECT {columns} FROM files", files=files)
+
+
 def known_readings(entries: Entries, files: pa.Table) -> Readings:
-    """For each entry what `files`, the view of the log, says of it; nothing where that is too
-    little."""
+    """For each entry what `files`, of `logged_rows`, say of it; nothing where that is too little.
+
+    Of several rows for one entry the newest counts. They are looked for only where there are any:
+    to put the whole log in order would take longer than all else.
+    """
     tables = [
         pa.table(
             {
@@ -88,14 +98,17 @@ def known_readings(entries: Entries, files: pa.Table) -> Readings:
     found = found.append_column("entry", pa.array(np.arange(found.num_rows)))
     rows = query(
         f"""
-        SELECT entry, read_at_ns, {", ".join(_FACTS)}
-        FROM found JOIN files USING (dataset, path, size, mtime_ns)
-        WHERE abs(read_at_ns - mtime_ns) >= ? AND refused IS NULL
+        SELECT entry, abs(read_at_ns - mtime_ns) < ? AS racy, read_at_ns, {", ".join(_FACTS)}
+        FROM found JOIN files USING (dataset, path, size, mtime_ns) WHERE refused IS NULL
         """,
         RACY_NS,
         found=found,
         files=files,
     )
+    if len(np.unique(rows["entry"].to_numpy())) < rows.num_rows:
+        newest = f"row_number() OVER (PARTITION BY entry ORDER BY {FILES_ORDER}) = 1"
+        rows = query(f"SELECT * FROM rows QUALIFY {newest}", rows=rows)
+    rows = rows.filter(pc.invert(rows["racy"])).drop_columns("racy")
     number = rows["entry"].to_numpy()
     if (np.diff(number) < 0).any():
         rows, number = rows.take(np.argsort(number)), np.sort(number)

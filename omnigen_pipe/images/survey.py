@@ -13,12 +13,11 @@ import pyarrow as pa
 
 from manifests.errors import UsageError
 from manifests.query import Source, query
-from manifests.views import current_files
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.catalogue import image_rows, known_captions
 from omnigen_pipe.images.hub_dataset import is_cached
-from omnigen_pipe.images.reading import known_readings
+from omnigen_pipe.images.reading import known_readings, logged_rows
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.workspace import Workspace
 
@@ -44,7 +43,7 @@ def survey(workspace: Workspace) -> Survey:
     notes: list[str] = []
     found = {dataset.id: _find(workspace, dataset, notes) for dataset in datasets}
     entries = [(d.id, found[d.id].candidates) for d in datasets]
-    readings = known_readings(entries, current_files(workspace.files.source()))
+    readings = known_readings(entries, logged_rows(workspace.files.source()))
     known = known_captions(workspace.images, datasets)
     tables = [workspace.images.manifest.empty()]
     names: dict[str, list[str]] = {"dataset": [], "path": []}

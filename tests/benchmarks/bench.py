@@ -48,20 +48,23 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{time.monotonic() - started:5.0f} s: {row.name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
                 lines += row.lines(Bench(Path(folder), chosen.repeats, chosen.scale))
-    seconds = round(time.monotonic() - started)
+            if chosen.json:  # after each row: what was measured outlives an interruption
+                _write(chosen.json, chosen, lines, round(time.monotonic() - started))
     print(as_text(lines))
     if chosen.scale != 1:
         print(f"\nAmounts were multiplied by {chosen.scale:g}: the goals are meant for 1.")
-    print(f"\n{seconds} s in all")
-    if chosen.json:
-        found = {
-            "machine": machine(),
-            "scale": chosen.scale,
-            "repeats": chosen.repeats,
-            "seconds": seconds,
-            "lines": [line.as_json() for line in lines],
-        }
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{time.monotonic() - started:.0f} s in all")
+
+
+def _write(path: Path, chosen: argparse.Namespace, lines: list[Line], seconds: int) -> None:
+    found = {
+        "machine": machine(),
+        "scale": chosen.scale,
+        "repeats": chosen.repeats,
+        "seconds": seconds,
+        "lines": [line.as_json() for line in lines],
+    }
+    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import resource
 import shutil
 import statistics
 import sys
@@ -56,6 +57,12 @@ def _anew(work: Callable[[], float], *paths: Path) -> Callable[[], float]:
     return run
 
 
+def _processor_seconds() -> float:
+    """What the processes that ended so far have taken of the processors."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def start(bench: Bench) -> Iterator[Line]:
     """`--help` against that of a bare Typer app."""
     app = Path(__file__).with_name("bare_app.py")
@@ -74,7 +81,9 @@ def encode_nothing(bench: Bench) -> Iterator[Line]:
     child("ours.py", "bucket", bench.folder)
     scale.build_logs(workspace, _SHARDS)
     command = (*_CLI, "encode-vae", "--quiet", "-w", str(bench.folder))
+    before = _processor_seconds()
     (ours,) = in_turn(bench.repeats, partial(elapsed, *command))
+    busy = (_processor_seconds() - before) / bench.repeats
     found = child("ours.py", "plan_encoding", bench.folder)
     failed = "torch was imported" if found["torch"] else ""
     if found["counts"]["already there"] != number:
@@ -85,7 +94,9 @@ def encode_nothing(bench: Bench) -> Iterator[Line]:
         amount=number,
         ours=ours,
         failed=failed,
-        note=f"{number:,} latents in {_SHARDS} shards, with the start of the command",
+        note=f"{number:,} latents in {_SHARDS} shards, with the start of the command; "
+        f"{busy:.2f} s of processor time",
+        details={"processor_seconds": busy},
     )
 
 
