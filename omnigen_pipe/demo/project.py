@@ -61,9 +61,11 @@ factor = 2                                   # a narrow model needs more of an a
 tracker_run_name = "demo"
 max_train_steps = 300
 train_batch_size = 16
-learning_rate = 1.5e-2
+learning_rate = 1e-2
 lr_scheduler = "cosine"
 lr_warmup_steps = 20
+adam_beta2 = 0.99                            # for a short run
+caption_dropout_probability = 0.0            # guidance needs the base without a prompt
 gradient_checkpointing = false               # this model is small enough
 checkpoint_step_interval = 100
 """

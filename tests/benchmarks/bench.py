@@ -22,10 +22,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]  # this checkout
 
 import data_rows  # noqa: E402
+import train_rows  # noqa: E402
 from table import Bench, Line, Row, as_text, machine  # noqa: E402
 
 #: Every row, in the order of the table.
-ROWS: tuple[Row, ...] = (*data_rows.ROWS,)
+ROWS: tuple[Row, ...] = (*data_rows.ROWS, *train_rows.ROWS)
 
 
 def main(arguments: list[str] | None = None) -> None:

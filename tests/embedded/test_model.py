@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -97,6 +98,7 @@ def test_it_draws_what_two_hundred_sentences_say(pipe: Any, recommended: Setting
     assert min(rates.colours, rates.shapes, rates.sizes, rates.backgrounds, rates.right) >= 0.9
 
 
+@pytest.mark.slow
 def test_it_draws_what_sentences_say_that_it_was_not_trained_on(
     pipe: Any, recommended: Settings, embedded: Path
 ) -> None:

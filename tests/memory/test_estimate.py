@@ -67,18 +67,20 @@ def test_the_model_and_the_adapter_have_their_known_sizes(ahead: Prospect) -> No
 
 
 def test_the_peak_at_1024_is_the_known_one(ahead: Prospect) -> None:
-    """10.4 GiB were found for a float32 position buffer; ours is bfloat16, which saves
-    0.2 GiB of it and 0.75 GiB of the residual stream."""
+    """10.4 GiB were found for a float32 position buffer, and LyCORIS' own chain of factors. Ours is
+    bfloat16, which saves 0.2 GiB of it and 0.75 GiB of the residual stream, and our chain keeps
+    0.35 GiB less for the backward pass."""
     peak = ahead.estimate("1024x1024", 1)
     parameters = (peak.weights + peak.adapter) / GIB
     assert parameters == pytest.approx(7.2 + 0.2, abs=0.05)
-    assert peak.activations / GIB == pytest.approx(2.8 - 0.8, abs=0.15)
+    assert peak.activations / GIB == pytest.approx(2.8 - 0.8 - 0.35, abs=0.15)
     assert peak.total == sum(getattr(peak, part) for part in PARTS)
     assert peak.allocated == peak.total - CONTEXT
 
 
 def test_a_float32_position_buffer_gives_the_figure_that_was_found_first() -> None:
-    """7.2 GiB of parameters, 2.8 of activations, 0.4 of buffers: 10.4 in all."""
+    """7.2 GiB of parameters, 2.8 of activations, 0.4 of buffers: 10.4 in all, where LyCORIS' own
+    chain applies the factors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     def activations(depth: int) -> int:
@@ -88,6 +90,8 @@ def test_a_float32_position_buffer_gives_the_figure_that_was_found_first() -> No
         embed._buffers["pos_embed"] = embed.pos_embed.float()
         with torch.device("meta"):
             network = attach(transformer, LOKR, 0)
+        for lora in network.loras:
+            lora.bypass_forward = type(lora).bypass_forward.__get__(lora)
         with FakeTensorMode():
             materialise(transformer)
             materialise(network)

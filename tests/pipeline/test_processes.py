@@ -45,7 +45,11 @@ def _same(here: Project, run: str, other: str, steps: int) -> None:
         assert a["samples_by_t"] == b["samples_by_t"]
         for key in ("loss", "grad_norm", "regularisation_loss", "rollout_loss"):
             assert (key in a) == (key in b)
-            assert a.get(key, 0) == pytest.approx(b.get(key, 0), rel=1e-6), (a["step"], key)
+            # Regularisation's is the square of a small difference of two outputs near 1, each
+            # rounded: its relative error is larger by as much as it is smaller.
+            small = {"rel": 1e-5, "abs": 1e-10} if key == "regularisation_loss" else {"rel": 1e-6}
+            same = pytest.approx(b.get(key, 0), **small)
+            assert a.get(key, 0) == same, (a["step"], key)
     for name in ("adapter.safetensors", "ema.safetensors"):
         first, second = (_adapter(here, r, steps, name) for r in (run, other))
         for key, tensor in first.items():
