@@ -11,8 +11,10 @@ from __future__ import annotations
 import io
 import json
 import mmap
+import os
 import tarfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from manifests.errors import PipeError, WriteError
 from manifests.log import merge_if_crowded
@@ -39,6 +42,9 @@ FACTS_SUFFIX = ".json"
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 _MEBIBYTE = 1024 * 1024
+
+#: So many shards stay mapped for reading, a file descriptor each.
+MAPPED_SHARDS = 256
 
 #: After so many fragments a writer looks whether the log is crowded: once in hours.
 _LOOK_EVERY = 250
@@ -97,27 +103,100 @@ def read_latent(
     Raises `MissingShardError` where there is no such file, and `DamagedLatentError` where the
     XXH3-64 of the bytes is not `checksum` or they do not fit `shape` and `dtype`.
     """
+    if dtype not in DTYPES or int(np.prod(shape)) * DTYPES[dtype].itemsize != nbytes:
+        raise DamagedLatentError(_damaged(path, offset))
+    latent: np.ndarray = np.empty(shape, DTYPES[dtype])
+    _copy(_mapped(path), offset, checksum, latent)
+    return latent
+
+
+class MappedShards:
+    """Shards of one workspace that stay open and mapped between reads, at most `limit` of them.
+
+    What it hands out is a copy. A shard that was removed or replaced since the last read is seen,
+    and so is one cut short: a page behind the end of a file would kill the process. Not to be
+    shared between threads.
+    """
+
+    def __init__(self, root: Path, limit: int = MAPPED_SHARDS) -> None:
+        self._path_of = shard_paths(root)
+        self._limit = limit
+        self._mapped: OrderedDict[str, _Mapped] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many are mapped."""
+        return len(self._mapped)
+
+    def read(self, shard: str, offset: int, checksum: int, latent: np.ndarray) -> None:
+        """Fill the contiguous `latent` with the bytes that lie at `offset` of `shard`, checked.
+
+        Raises `MissingShardError` and `DamagedLatentError` as `read_latent` does, and `ShardError`
+        for a path outside the workspace's `latents/`.
+        """
+        mapped = self._mapped.get(shard)
+        if mapped is not None and mapped.is_current():
+            self._mapped.move_to_end(shard)
+        else:
+            self._mapped.pop(shard, None)
+            mapped = self._mapped[shard] = _mapped(self._path_of(shard))
+            if len(self._mapped) > self._limit:
+                self._mapped.popitem(last=False)
+        _copy(mapped, offset, checksum, latent)
+
+    def forget(self) -> None:
+        """Unmap all: a removed shard takes room on the disk for as long as it is mapped."""
+        self._mapped.clear()
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A mapped shard: its bytes, and which file it was, by device, inode and size."""
+
+    path: Path
+    content: NDArray[np.uint8]
+    identity: tuple[int, int, int]
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to the file that is mapped, and to all of it."""
+        try:
+            return _identity(os.stat(self.path)) == self.identity
+        except OSError:
+            return False
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int, int]:
+    return facts.st_dev, facts.st_ino, facts.st_size
+
+
+def _mapped(path: Path) -> _Mapped:
     try:
-        with path.open("rb") as handle, _mapped(handle) as whole:
-            raw = whole[offset : offset + nbytes]
+        with path.open("rb") as handle:
+            identity = _identity(os.fstat(handle.fileno()))
+            # An empty file cannot be mapped, and holds nothing.
+            content = (
+                np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                if identity[2]
+                else np.zeros(0, np.uint8)
+            )
     except FileNotFoundError as error:
         raise MissingShardError(
             f"The shard {path} is gone. Run `omnigen-pipe encode-vae`: it encodes again what is "
             "missing."
         ) from error
-    except ValueError as error:  # an empty file cannot be mapped
-        raise DamagedLatentError(_damaged(path, offset)) from error
     except OSError as error:
         raise PipeError(f"The shard {path} cannot be read: {error.strerror}.") from error
-    fits = dtype in DTYPES and int(np.prod(shape)) * DTYPES[dtype].itemsize == nbytes
-    if len(raw) != nbytes or not fits or xxhash.xxh3_64_intdigest(raw) != checksum:
-        raise DamagedLatentError(_damaged(path, offset))
-    latent: np.ndarray = np.frombuffer(raw, DTYPES[dtype]).reshape(shape).copy()
-    return latent
+    return _Mapped(path, content, identity)
 
 
-def _mapped(handle: IO[bytes]) -> mmap.mmap:
-    return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+def _copy(mapped: _Mapped, offset: int, checksum: int, latent: np.ndarray) -> None:
+    """Fill `latent` from `offset` on. Checked is the copy: it is what is used."""
+    raw = latent.reshape(-1).view(np.uint8)
+    content = mapped.content[offset : offset + len(raw)]
+    if len(content) != len(raw):
+        raise DamagedLatentError(_damaged(mapped.path, offset))
+    raw[:] = content  # NumPy lets other threads run meanwhile, also while the disk is waited for
+    if xxhash.xxh3_64_intdigest(raw.data) != checksum:
+        raise DamagedLatentError(_damaged(mapped.path, offset))
 
 
 def _damaged(path: Path, offset: int) -> str:

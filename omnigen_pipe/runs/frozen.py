@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,7 @@ from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.samples import current_samples
 from omnigen_pipe.latents.wanted import known_latents
 from omnigen_pipe.prompts.wanted import known_prompts
-from omnigen_pipe.runs.order import Epoch, epoch_order, steps_per_epoch
+from omnigen_pipe.runs.order import Epoch, Integers, epoch_order, steps_per_epoch
 from omnigen_pipe.workspace import Workspace
 
 #: Splits that are trained on; `eval` never is.
@@ -142,9 +144,22 @@ def read(path: Path) -> tuple[pa.Table, dict[str, str]]:
     return table, {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
 
 
+class _Prompts(NamedTuple):
+    """Token ids of all prompts as Arrow holds them: the prompts of row r are those from `outer[r]`
+    to `outer[r + 1]`, and the ids of prompt p those from `inner[p]` to `inner[p + 1]`."""
+
+    outer: Integers
+    inner: Integers
+    ids: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class FrozenSamples:
-    """The mapped table, with the columns that order needs as arrays."""
+    """The table, with the columns that order needs as arrays.
+
+    A run may have millions of samples, so no Python object is kept of each: rows become such
+    only where a micro-batch asks for them.
+    """
 
     table: pa.Table
     metadata: dict[str, str]
@@ -157,14 +172,16 @@ class FrozenSamples:
         """Map `path` and keep the rows of `splits`; raises `ManifestError` for a damaged file."""
         table, metadata = read(path)
         chosen = pc.is_in(table["split"], pa.array(list(splits), pa.string()))
-        table = table.filter(chosen).combine_chunks()  # else every take would join the chunks
-        names = tuple(sorted(set(table["bucket"].to_pylist())))
-        codes = {name: number for number, name in enumerate(names)}
+        if not pc.all(chosen, min_count=0).as_py():  # else it stays mapped
+            table = table.filter(chosen)
+        table = table.combine_chunks()
+        names = sorted(pc.unique(table["bucket"]).to_pylist())
+        codes = pc.index_in(table["bucket"], pa.array(names, pa.string()))
         return cls(
             table,
             metadata,
-            names,
-            np.array([codes[b] for b in table["bucket"].to_pylist()], dtype=np.int64),
+            tuple(names),
+            np.asarray(codes.to_numpy(), dtype=np.int64),
             np.asarray(table["repeats"].to_numpy(), dtype=np.int64),
         )
 
@@ -190,6 +207,66 @@ class FrozenSamples:
         )
         return total_steps(config, per_epoch)
 
+    def sample_ids(self, rows: Integers) -> list[str]:
+        """The sample_id of each of `rows`."""
+        ids: list[str] = self._column("sample_id").take(pa.array(rows)).to_pylist()
+        return ids
+
+    def captions(self, row: int) -> int:
+        """How many prompts `row` has."""
+        outer = self._prompts.outer
+        return int(outer[row + 1] - outer[row])
+
+    def prompt(self, row: int, caption: int) -> list[int]:
+        """The token ids of one of the prompts of `row`."""
+        outer, inner, ids = self._prompts
+        place = outer[row] + caption
+        found: list[int] = ids[inner[place] : inner[place + 1]].tolist()
+        return found
+
+    @cached_property
+    def in_split(self) -> dict[str, NDArray[np.bool_]]:
+        """Which rows are in a split, by the names of the splits that there are."""
+        column = self.table["split"]
+        return {
+            name: pc.equal(column, name).to_numpy()
+            for name in sorted(pc.unique(column).to_pylist())
+        }
+
+    def regularised(self, rows: Integers) -> NDArray[np.bool_]:
+        """Which of `rows` are regularisation data."""
+        found = self.in_split.get("regularisation")
+        return np.zeros(len(rows), dtype=bool) if found is None else found[rows]
+
+    @cached_property
+    def forms(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape `[8, H/8, W/8]` and dtype of the latents of each bucket, in the buckets' order.
+
+        Raises `ManifestError` where those of one bucket differ.
+        """
+        column = self._column("shape")
+        shapes = column.flatten().to_numpy().reshape(len(self), -1)
+        dtypes = self._column("dtype").dictionary_encode()
+        names, codes = dtypes.dictionary.to_pylist(), dtypes.indices.to_numpy()
+        _, first = np.unique(self.buckets, return_index=True)
+        if not all((each == each[first][self.buckets]).all() for each in (shapes, codes)):
+            raise ManifestError(
+                "The run's frozen samples hold latents of one bucket that differ in shape or "
+                "dtype. Start a new run with another tracker_run_name."
+            )
+        return tuple((tuple(map(int, shapes[row])), names[codes[row]]) for row in first)
+
+    def _column(self, name: str) -> pa.Array:
+        return self.table[name].combine_chunks()  # of one chunk, without a copy
+
+    @cached_property
+    def _prompts(self) -> _Prompts:
+        column = self._column("prompts")
+        inner = column.values
+        return _Prompts(
+            column.offsets.to_numpy(), inner.offsets.to_numpy(), inner.values.to_numpy()
+        )
+
     def left_out(self) -> dict[str, int]:
         """How many samples the run was frozen without, by reason."""
         return {str(k): int(v) for k, v in json.loads(self.metadata.get("left_out", "{}")).items()}
@@ -208,11 +285,12 @@ class FrozenSamples:
 class Locations:
     """Where each frozen sample's latent lies now, by row, and what its bytes must be.
 
-    `reencoded` counts those whose bytes are not the ones that were frozen: encoded again since,
-    in another batch, which may change their last bits.
+    `shards` holds strings, one object for all rows of a shard. `reencoded` counts those whose
+    bytes are not the ones that were frozen: encoded again since, in another batch, which may
+    change their last bits.
     """
 
-    shards: list[str]
+    shards: NDArray[np.object_]
     offsets: NDArray[np.int64]
     checksums: NDArray[np.uint64]
     reencoded: int
@@ -229,7 +307,7 @@ def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
         USING (pixels_key)
         ORDER BY f.row
         """,
-        frozen=wanted.append_column("row", pa.array(range(len(frozen)), pa.int64())),
+        frozen=wanted.append_column("row", pa.array(np.arange(len(frozen)))),
         latents=known_latents(workspace, frozen.metadata["vae_key"]),
     )
     gone = int(found["shard"].null_count)
@@ -238,8 +316,10 @@ def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
             f"{gone} of the run's {len(frozen)} latents are gone. Run `omnigen-pipe encode-vae` "
             "to make them again, or start a new run with another tracker_run_name."
         )
+    shards = found["shard"].combine_chunks().dictionary_encode()
+    names = np.array(shards.dictionary.to_pylist(), dtype=object)
     return Locations(
-        found["shard"].to_pylist(),
+        names[shards.indices.to_numpy()],
         found["offset"].to_numpy(),
         found["checksum"].to_numpy(),
         pc.sum(found["reencoded"]).as_py() or 0,

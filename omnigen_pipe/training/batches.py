@@ -6,16 +6,16 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.latents.shards import MissingShardError, read_latent, shard_path
+from omnigen_pipe.latents.shards import DTYPES, MappedShards, MissingShardError
 from omnigen_pipe.model import flow
 from omnigen_pipe.runs.frozen import FrozenSamples, Locations, locate
-from omnigen_pipe.runs.order import MicroBatch
+from omnigen_pipe.runs.order import Integers, MicroBatch
 from omnigen_pipe.training.draws import Appearance
 from omnigen_pipe.workspace import Workspace
 
@@ -79,41 +79,45 @@ class BatchReader:
     locations: Locations
     config: TrainConfig
 
+    def __post_init__(self) -> None:
+        """Nothing is mapped yet."""
+        self._shards = MappedShards(self.workspace.root)
+
     def read(self, micro: MicroBatch, epoch: int, step: int) -> Batch:
         """The tensors of `micro` in `epoch`, with every sample's own draws.
 
         `step` (0, 1, …) decides only how many samples are rolled out.
         """
-        rows = self.frozen.table.take(micro.samples).to_pylist()
-        dropout = self.frozen.dropout_prompt()
+        frozen, samples = self.frozen, micro.samples
+        ids = frozen.sample_ids(samples)
+        moments = torch.from_numpy(self.latents(samples))
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        dropout = frozen.dropout_prompt()
         share = rollout_share(step, self.config)
-        moments, noise, posterior, normals, prompts, rolled = [], [], [], [], [], []
-        for row, index, repeat in zip(rows, micro.samples, micro.repeats, strict=True):
-            draw = Appearance(self.config.seed, row["sample_id"], epoch, int(repeat))
-            latent = torch.from_numpy(self._latent(row, int(index)))
-            shape = (latent.shape[0] // 2, *latent.shape[1:])
-            moments.append(latent)
+        noise, posterior, normals, prompts, rolled = [], [], [], [], []
+        for name, row, repeat in zip(ids, samples.tolist(), micro.repeats.tolist(), strict=True):
+            draw = Appearance(self.config.seed, name, epoch, repeat)
             noise.append(draw.normal("noise", shape))
             if self.config.vae_posterior == "fresh":
                 posterior.append(draw.normal("posterior", shape))
             elif self.config.vae_posterior == "sample":
-                kept = Appearance(self.config.seed, row["sample_id"], 0, 0)
+                kept = Appearance(self.config.seed, name, 0, 0)
                 posterior.append(kept.normal("posterior", shape))
             normals.append(draw.normal("time", (1,))[0])
-            caption = row["prompts"][draw.choice("caption", len(row["prompts"]))]
+            caption = draw.choice("caption", frozen.captions(row))
             dropped = draw.chance("dropout", self.config.caption_dropout_probability)
-            prompts.append(dropout if dropped else list(caption))
+            prompts.append(dropout if dropped else frozen.prompt(row, caption))
             if share > 0:
                 rolled.append(self._rollout(draw, share))
-        regularisation = torch.tensor([row["split"] == "regularisation" for row in rows])
+        regularisation = torch.from_numpy(frozen.regularised(samples))
         t = flow.times(torch.stack(normals))
         return Batch(
-            sample_ids=[row["sample_id"] for row in rows],
-            bucket=rows[0]["bucket"],
+            sample_ids=ids,
+            bucket=frozen.bucket_names[frozen.buckets[samples[0]]],
             x1=flow.clean_latents(
-                torch.stack(moments),
+                moments,
                 torch.stack(posterior) if posterior else None,
-                float(self.frozen.metadata["scaling_factor"]),
+                float(frozen.metadata["scaling_factor"]),
             ),
             x0=torch.stack(noise),
             t=t,
@@ -124,7 +128,19 @@ class BatchReader:
 
     def moments(self, index: int) -> np.ndarray:
         """The latent of frozen row `index`: mean and log-variance, unscaled, `[8, H/8, W/8]`."""
-        return self._latent(self.frozen.table.slice(index, 1).to_pylist()[0], index)
+        latent: np.ndarray = self.latents(np.array([index]))[0]
+        return latent
+
+    def latents(self, rows: Integers) -> np.ndarray:
+        """The latents of frozen `rows`, all of one bucket, as they are stored: mean and
+        log-variance, unscaled, `[B, 8, H/8, W/8]`; looks again where a shard is gone."""
+        try:
+            return self._latents(rows)
+        except MissingShardError:
+            # Maintenance may have moved latents to other shards since the last look.
+            self._shards.forget()
+            self.locations = locate(self.workspace, self.frozen)
+            return self._latents(rows)
 
     def _rollout(self, draw: Appearance, share: float) -> tuple[int, float]:
         """Steps of a sample's rollout (0: none), and where it starts, as a part of its t."""
@@ -136,32 +152,27 @@ class BatchReader:
     def read_eval(self, index: int) -> EvalSample:
         """Frozen row `index` for evaluation: the posterior's mean, its first caption, and noise
         that depends on nothing but the evaluation's seed and the sample."""
-        row = self.frozen.table.slice(index, 1).to_pylist()[0]
-        latent = torch.from_numpy(self._latent(row, index))
-        x1 = flow.clean_latents(latent[None], None, float(self.frozen.metadata["scaling_factor"]))
-        draw = Appearance(self.config.eval_seed, row["sample_id"], 0, 0)
-        noise = draw.normal("evaluation", (latent.shape[0] // 2, *latent.shape[1:]))
-        return EvalSample(x1[0], noise, list(row["prompts"][0]))
+        latents = torch.from_numpy(self.latents(np.array([index])))
+        x1 = flow.clean_latents(latents, None, float(self.frozen.metadata["scaling_factor"]))
+        (name,) = self.frozen.sample_ids(np.array([index]))
+        draw = Appearance(self.config.eval_seed, name, 0, 0)
+        noise = draw.normal("evaluation", tuple(x1.shape[1:]))
+        return EvalSample(x1[0], noise, self.frozen.prompt(index, 0))
 
-    def _latent(self, row: dict[str, Any], index: int) -> np.ndarray:
-        """The moments of one frozen row `[8, H/8, W/8]`; looks again where its shard is gone."""
-        try:
-            return self._read(row, index)
-        except MissingShardError:
-            # Maintenance may have moved latents to other shards since the last look.
-            self.locations = locate(self.workspace, self.frozen)
-            return self._read(row, index)
-
-    def _read(self, row: dict[str, Any], index: int) -> np.ndarray:
+    def _latents(self, rows: Integers) -> np.ndarray:
         places = self.locations
-        return read_latent(
-            shard_path(self.workspace.root, places.shards[index]),
-            int(places.offsets[index]),
-            row["nbytes"],
-            int(places.checksums[index]),
-            tuple(row["shape"]),
-            row["dtype"],
+        shape, dtype = self.frozen.forms[self.frozen.buckets[rows[0]]]
+        found = np.empty((len(rows), *shape), DTYPES[dtype])
+        where = zip(
+            places.shards[rows],
+            places.offsets[rows].tolist(),
+            places.checksums[rows].tolist(),
+            found,
+            strict=True,
         )
+        for shard, offset, checksum, latent in where:
+            self._shards.read(shard, offset, checksum, latent)
+        return found
 
 
 def _rollouts(

@@ -295,13 +295,16 @@ def spoil(sample_id: str) -> None:
     """Let the latent of this sample be infinite whenever training reads it."""
     from omnigen_pipe.training.batches import BatchReader
 
-    really = BatchReader._read
+    really = BatchReader.latents
 
-    def spoiling(reader: Any, row: Any, index: int) -> Any:
-        latent = really(reader, row, index)
-        return latent + float("inf") if row["sample_id"] == sample_id else latent
+    def spoiling(reader: Any, rows: Any) -> Any:
+        latents = really(reader, rows)
+        for latent, name in zip(latents, reader.frozen.sample_ids(rows), strict=True):
+            if name == sample_id:
+                latent += float("inf")
+        return latents
 
-    BatchReader._read = spoiling  # type: ignore[method-assign]
+    BatchReader.latents = spoiling  # type: ignore[method-assign]
 
 
 def little_memory(numbers: int) -> None:
