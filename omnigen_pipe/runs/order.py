@@ -6,7 +6,7 @@ an epoch; what does not fill a micro-batch comes in a short one, and the epoch's
 batch may have fewer micro-batches. Nothing is dropped, and nothing but the arguments decides:
 not the number of processes, not what came before. Resuming is an index into the epoch.
 
-Permutations are argsorts of Philox's raw 64-bit words, which NumPy keeps the same between
+Permutations are stable argsorts of Philox's raw 64-bit words, which NumPy keeps the same between
 releases, unlike `Generator.permutation`.
 """
 
@@ -84,7 +84,9 @@ def epoch_order(
     first = np.cumsum(repeats + 1) - (repeats + 1)
     rounds = np.arange(len(samples), dtype=np.int64) - first[samples]
 
-    order = np.lexsort((words.random_raw(len(samples)), rounds, buckets[samples]))
+    order = permutation(words.random_raw(len(samples)))
+    for code in (rounds, buckets[samples]):  # the bucket decides first, so it is sorted by last
+        order = order[_stable_argsort(code[order])]
     samples, rounds = samples[order], rounds[order]
 
     # Cut each bucket's run of items into pieces of batch_size.
@@ -95,5 +97,31 @@ def epoch_order(
     starts = np.flatnonzero(offset % batch_size == 0)
     ends = np.append(starts[1:], len(samples))[: len(starts)]
 
-    shuffled = np.argsort(words.random_raw(len(starts)), kind="stable")
+    shuffled = permutation(words.random_raw(len(starts)))
     return Epoch(samples, rounds, starts[shuffled], ends[shuffled], micro_batches)
+
+
+def permutation(words: NDArray[np.uint64]) -> Integers:
+    """`np.argsort(words, kind="stable")`, in a fraction of its time.
+
+    NumPy sorts values several times faster than indexes. So each word gives up its low bits for its
+    index, and is sorted as a value; what is then equal but for the index, which is rare where the
+    words are random, is put in order by the whole words.
+    """
+    low = np.uint64((1 << max(1, (len(words) - 1).bit_length())) - 1)
+    packed = np.sort((words & ~low) | np.arange(len(words), dtype=np.uint64))
+    order = (packed & low).astype(np.int64)
+    packed &= ~low
+    equal = np.flatnonzero(packed[1:] == packed[:-1])
+    if len(equal):
+        places = np.union1d(equal, equal + 1)
+        among = order[places]
+        order[places] = among[np.lexsort((among, words[among]))]
+    return order
+
+
+def _stable_argsort(codes: Integers) -> Integers:
+    """Indexes that sort `codes` and keep equal ones in order; most quickly those below 65,536."""
+    if len(codes) and codes.max() < 2**16:
+        codes = codes.astype(np.uint16)  # sorted by radix
+    return np.argsort(codes, kind="stable")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnigen_pipe.runs.order import Epoch, epoch_order, steps_per_epoch
+from manifests.keys import key
+from omnigen_pipe.runs.order import Epoch, epoch_order, permutation, steps_per_epoch
 
 SAMPLES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=40)
 BATCH = st.integers(1, 7)
@@ -128,6 +129,28 @@ def test_the_order_of_a_known_case_never_changes() -> None:
         for index in range(len(order))
     ]
     assert found == KNOWN
+
+
+@settings(max_examples=300, deadline=None)
+@given(words=st.lists(st.one_of(st.integers(0, 40), st.integers(0, 2**64 - 1)), max_size=60))
+def test_the_permutation_is_the_stable_argsort_of_the_words(words: list[int]) -> None:
+    """Also of words that are equal, or differ in nothing but their low bits."""
+    drawn = np.array(words, dtype=np.uint64)
+    assert permutation(drawn).tolist() == np.argsort(drawn, kind="stable").tolist()
+
+
+def test_the_order_is_by_bucket_and_round_and_then_by_random_words() -> None:
+    """Written out once more with NumPy's own sort, for many samples in more buckets than 16 bits
+    can number."""
+    random = np.random.default_rng(0)
+    buckets, repeats = random.integers(0, 70_000, 5000), random.integers(0, 4, 5000)
+    order = epoch_order(buckets, repeats, seed=3, epoch=1, batch_size=1, micro_batches=1)
+    samples = np.repeat(np.arange(5000), repeats + 1)
+    rounds = np.concatenate([np.arange(n + 1) for n in repeats])
+    words = np.random.Philox(key=int(key("order", 3, 1), 16)).random_raw(len(samples))
+    expected = np.lexsort((words, rounds, buckets[samples]))
+    assert order.samples.tolist() == samples[expected].tolist()
+    assert order.repeats.tolist() == rounds[expected].tolist()
 
 
 def test_an_index_beyond_the_epoch_is_an_error() -> None:
