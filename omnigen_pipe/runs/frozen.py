@@ -257,7 +257,9 @@ class FrozenSamples:
         return tuple((tuple(map(int, shapes[row])), names[codes[row]]) for row in first)
 
     def _column(self, name: str) -> pa.Array:
-        return self.table[name].combine_chunks()  # of one chunk, without a copy
+        column = self.table[name]
+        # Combining copies, also what is one chunk already.
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
     @cached_property
     def _prompts(self) -> _Prompts:

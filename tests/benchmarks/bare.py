@@ -1,13 +1,17 @@
 """Bare loops: what is unavoidable of a stage's work, in a few plain lines with the libraries alone.
 
-Each is run in a process of its own and says how long it took, without the imports.
+Most are run in a process of their own and say how long they took, without the imports; those of
+training are called by `train_rows.py`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -105,6 +109,36 @@ def vae_loop(folder: str, number: str, side: str) -> dict[str, Any]:
             posterior = vae.encode(pixels).latent_dist
             torch.cat([posterior.mean, posterior.logvar], dim=1).numpy()
     return {"seconds": time.perf_counter() - started}
+
+
+def read_latents(batches: list[list[tuple[str, int]]], shape: tuple[int, ...]) -> Iterator[Any]:
+    """Copy float16 latents of `shape` from mapped files, each given by its path and offset, into
+    an array for each batch."""
+    import numpy as np
+
+    mapped: dict[str, mmap.mmap] = {}
+    count = math.prod(shape)
+    for batch in batches:
+        rows = []
+        for path, offset in batch:
+            if path not in mapped:
+                with open(path, "rb") as handle:
+                    mapped[path] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            rows.append(np.frombuffer(mapped[path], "<f2", count, offset).reshape(shape))
+        yield np.stack(rows)
+
+
+def training_step(
+    predict: Callable[[], Any], target: Any, parameters: list[Any], optimizer: Any
+) -> None:
+    """Forward, backward, clip and optimizer step; `predict` runs the model."""
+    import torch
+
+    loss = torch.nn.functional.mse_loss(predict().float(), target)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
 
 
 def _files(root: str) -> list[str]:

@@ -24,7 +24,7 @@ from omnigen_pipe.workspace import Workspace
 
 _CLI = (sys.executable, "-m", "omnigen_pipe.cli")
 
-#: Width and height of the pictures that discover reads: about 100 KB each.
+#: Width and height of the pictures that discover reads: about 50 kB each.
 _SMALL = ((640, 480), (512, 512), (480, 720))
 
 #: Width and height of the pictures that are decoded: 1 to 12 megapixels.

@@ -18,6 +18,9 @@ from omnigen_pipe.workspace import Workspace
 #: Files per folder.
 _PER_FOLDER = 1000
 
+#: Different prompts and latents of `training_data`, which come again and again.
+_PROMPTS, _LATENTS = 1000, 64
+
 #: Long enough ago that discover trusts the times (nanoseconds since 1970).
 _LONG_AGO = 1_700_000_000 * 10**9
 
@@ -80,7 +83,7 @@ def workspace(
     """A workspace over `root`/photos; `lines` are further options of its dataset."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "photos").mkdir(exist_ok=True)
-    text = '[model]\npretrained_model_name_or_path = "embedded"\n'
+    text = f"[model]\npretrained_model_name_or_path = {json.dumps(model)}\n"
     if vae is not None:
         text += f"pretrained_vae_model_name_or_path = {json.dumps(str(vae))}\n"
     text += '[[dataset]]\nid = "photos"\ninstance_data_dir = "photos"\n'
@@ -128,6 +131,59 @@ def know_all(workspace: Workspace) -> None:
         fingerprint=options_fingerprint(datasets),
         settings=json.dumps(discovered_settings(datasets), sort_keys=True),
     )
+
+
+def training_data(workspace: Workspace, number: int, side: int, tokens: int) -> Path:
+    """Everything that training reads of `number` samples of `side` pixels square, as the stages
+    publish it: samples, prompts of 45 ids below `tokens`, and random latents in shards. No VAE
+    runs. Returns the frozen samples."""
+    import pyarrow as pa
+
+    from manifests.schema import PROMPTS, SAMPLES
+    from omnigen_pipe.images.samples import samples_fingerprint, samples_settings
+    from omnigen_pipe.latents.shards import ShardWriter
+    from omnigen_pipe.runs.frozen import freeze, join
+    from omnigen_pipe.settings import as_text
+
+    vae_key, tokenizer_key, name = "a" * 32, "b" * 32, f"{side}x{side}"
+    random = np.random.default_rng(0)
+    ids = random.integers(3, tokens, (min(number, _PROMPTS), 45))
+    samples = [
+        {
+            "sample_id": f"{index:032x}",
+            "dataset": "photos",
+            "split": "train",
+            "bucket": name,
+            "pixels_key": f"{index:032x}",
+            "captions": [""],
+            "prompt_keys": [f"{index % len(ids):032x}"],
+            "repeats": 0,
+            "status": "ok",
+        }
+        for index in range(number)
+    ]
+    workspace.samples.replace(
+        pa.Table.from_pylist(samples, SAMPLES.schema),
+        settings=as_text(samples_settings(workspace.config)),
+        fingerprint=samples_fingerprint(workspace.images.source(), workspace.config),
+    )
+    prompts = [
+        {"prompt_key": f"{n:032x}", "tokenizer_key": tokenizer_key, "input_ids": row}
+        for n, row in enumerate(ids.tolist())
+    ]
+    rows = [prompt | {"length": 45, "status": "ok"} for prompt in prompts]
+    workspace.prompts.append(pa.Table.from_pylist(rows, PROMPTS.schema))
+    shape = (_LATENTS, 8, side // 8, side // 8)
+    moments = random.standard_normal(shape, dtype=np.float32).astype(np.float16)
+    # A clock that stands still: shards close by size alone, as on a machine that is fast enough.
+    with ShardWriter(workspace, vae_key, {}, clock=lambda: 0.0) as writer:
+        for index, sample in enumerate(samples):
+            latent = moments[index % _LATENTS]
+            writer.add(sample["pixels_key"], name, latent, {"bucket": name})
+    path = workspace.run_folder("bench") / "samples.arrow"
+    metadata = {"vae_key": vae_key, "scaling_factor": "0.13025", "dropout_ids": "[3, 4]"}
+    freeze(join(workspace, vae_key, tokenizer_key).table, path, workspace.staging, metadata)
+    return path
 
 
 def vae(folder: Path, channels: tuple[int, ...], layers: int, attention: bool) -> Path:

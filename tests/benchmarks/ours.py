@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -94,6 +95,38 @@ def plan_epoch(number: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "counts": {"steps": len(order)}}
 
 
+def memory_of_epochs(root: str, epochs: str) -> dict[str, Any]:
+    """Read so many epochs of whole batches of the run `bench`: how long each took, and the bytes of
+    memory that were resident after each (none where the system does not say)."""
+    import gc
+
+    from omnigen_pipe.runs.frozen import FrozenSamples, locate
+    from omnigen_pipe.training.batches import BatchReader, read_ahead
+
+    workspace = Workspace.open(root)
+    config = workspace.config.train
+    frozen = FrozenSamples.open(workspace.run_folder("bench") / "samples.arrow")
+    reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
+    seconds, resident = [], []
+    for epoch in range(int(epochs)):
+        started = time.perf_counter()
+        order = frozen.order(epoch, config, 1)
+        micros = (micro for index in range(len(order)) for micro in order.global_batch(index))
+        for _ in read_ahead(micros, lambda micro, epoch=epoch: reader.read(micro, epoch, 0)):
+            pass
+        seconds.append(time.perf_counter() - started)
+        gc.collect()
+        resident += _resident()
+    return {"seconds": seconds, "resident": resident}
+
+
+def _resident() -> list[int]:
+    """The process' resident memory, bytes, where the system says it."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")]
+
+
 def loss_of_reduction(root: str, number: str) -> dict[str, Any]:
     """Decibels between full and reduced decoding of the first so many images: median and least."""
     import numpy as np
@@ -127,6 +160,7 @@ def loss_of_reduction(root: str, number: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     works = (
-        discover, bucket, tokenize, status, plan_encoding, encode, plan_epoch, loss_of_reduction,
+        discover, bucket, tokenize, status, plan_encoding, encode, plan_epoch, memory_of_epochs,
+        loss_of_reduction,
     )  # fmt: skip
     answer({work.__name__: work for work in works})

@@ -1,21 +1,43 @@
-"""The rows of training: what a batch, a block with its adapter, attention and resuming cost."""
+"""The rows of training: what its data, its steps, a batch, a block with its adapter, attention and
+resuming cost."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import bare
+import folders
 import lokr_modes
 import numpy as np
 import torch
-from table import Bench, Goal, Line, Row, in_turn
+from table import Bench, Goal, Line, Row, child, in_turn
 
+from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.model import flow
 from omnigen_pipe.model.attention import by_spans, spans
-from omnigen_pipe.model.transformer import assembled
+from omnigen_pipe.model.transformer import assembled, predict_velocity
+from omnigen_pipe.model_files import EMBEDDED_FOLDER
+from omnigen_pipe.progress import Advance, Progress
 from omnigen_pipe.quiet import quiet_imports
-from omnigen_pipe.runs.order import epoch_order
+from omnigen_pipe.runs.checkpoints import Position
+from omnigen_pipe.runs.frozen import FrozenSamples, locate
+from omnigen_pipe.runs.metrics import MetricsWriter
+from omnigen_pipe.runs.order import MicroBatch, epoch_order
+from omnigen_pipe.stop import StopRequest
+from omnigen_pipe.training import loop
+from omnigen_pipe.training.batches import BatchReader, read_ahead
+from omnigen_pipe.training.plan import Plan
+from omnigen_pipe.training.trainee import Trainee, load_trainee
+from omnigen_pipe.workspace import Workspace
+from small_omnigen import build_small_omnigen
 
 #: Pixels a side, and what a token of the picture covers.
 _SIDE, _PATCH = 1024, 16
@@ -25,6 +47,197 @@ _PROMPTS = (20, 45, 130, 400)
 _TOKENS = 1024
 #: Where an epoch goes on, in samples.
 _POSITION = 1_000_000
+
+#: Latents of an epoch and how often it is read, pixels a side, samples of a micro-batch.
+_LATENTS, _EPOCHS, _LATENT_SIDE, _READ_BATCH = 20_000, 5, 512, 8
+#: Memory that may come and go between two epochs, bytes.
+_SWAY = 8 * 2**20
+#: Samples of a step, and steps that a side takes before it is the other's turn.
+_STEP_BATCH, _STRETCH = 4, 6
+#: The most of its time that training may wait for its data.
+_WAITING = 0.01
+
+
+def data(bench: Bench) -> Iterator[Line]:
+    """An epoch of latents through the reader, against copying them from mapped shards."""
+    number = bench.amount(_LATENTS, least=2 * _READ_BATCH)
+    options = ("[train]", f"train_batch_size = {_READ_BATCH}")
+    workspace = folders.workspace(bench.folder, *options)
+    path = folders.training_data(workspace, number, _LATENT_SIDE, tokens=30_000)
+    frozen = FrozenSamples.open(path)
+    shape = frozen.forms[0][0]
+
+    def reader_epoch() -> None:
+        reader = BatchReader(workspace, frozen, places, workspace.config.train)
+
+        def read(micro: MicroBatch) -> Any:
+            prompts = [frozen.prompt(row, 0) for row in micro.samples.tolist()]
+            latents = torch.from_numpy(reader.latents(micro.samples)).float()
+            return frozen.sample_ids(micro.samples), prompts, latents
+
+        order = frozen.order(0, workspace.config.train, 1)
+        for _ in read_ahead(_micro_batches(order), read):
+            pass
+
+    def bare_epoch(as_float32: bool) -> None:
+        for latents in bare.read_latents(batches, shape):
+            if as_float32:
+                torch.from_numpy(latents).float()
+
+    places = locate(workspace, frozen)
+    batches = [
+        [
+            (str(workspace.root / places.shards[row]), int(places.offsets[row]))
+            for row in micro.samples
+        ]
+        for micro in _micro_batches(frozen.order(0, workspace.config.train, 1))
+    ]
+    works = (reader_epoch, partial(bare_epoch, True), partial(bare_epoch, False))
+    ours, plain, copied = in_turn(2 * bench.repeats + 1, *(partial(_timed, work) for work in works))
+    found = child("ours.py", "memory_of_epochs", bench.folder, _EPOCHS)
+    grown = found["resident"][-1] - found["resident"][0] if found["resident"] else 0
+    against_copy = Line("", DATA.goal, "latents", number, ours, copied).value
+    held = (path.stat().st_size, sum(map(_nbytes, (frozen, places))))
+    yield Line(
+        "training data",
+        DATA.goal,
+        "latents",
+        number,
+        ours,
+        plain,
+        failed=f"memory grew by {grown / 2**20:.0f} MiB in {_EPOCHS - 1} epochs"
+        if grown > _SWAY
+        else "",
+        note=f"{number:,} latents of {_LATENT_SIDE} px, 64 KiB, in micro-batches of {_READ_BATCH} "
+        "as float32 tensors, in the system's cache; ours also orders the epoch, checks every "
+        "checksum, gives ids and prompts, and reads in a thread of its own; against copying the "
+        f"bytes alone {against_copy:.2f}; whole batches with all random draws "
+        f"{number / statistics.median(found['seconds']):,.0f} latents/s; memory after epoch "
+        f"{_EPOCHS} of these is {grown / 2**20:+.1f} MiB from that after the first; a sample is "
+        f"{held[0] / number:.0f} bytes of the mapped file and {held[1] / number:.0f} of arrays",
+        details={"memory": found, "copied": copied},
+    )
+
+
+def _micro_batches(order: Any) -> Iterator[MicroBatch]:
+    return itertools.chain.from_iterable(map(order.global_batch, range(len(order))))
+
+
+def _nbytes(holder: Any) -> int:
+    return sum(value.nbytes for value in vars(holder).values() if isinstance(value, np.ndarray))
+
+
+def step(bench: Bench) -> Iterator[Line]:
+    """Steps of the training loop, against forward, backward and optimizer of the same modules."""
+    wide = build_small_omnigen(bench.folder / "wide", hidden_size=512, num_layers=4, num_heads=8)
+    for name, model, side in (("embedded model", EMBEDDED_FOLDER, 128), ("width 512", wide, 256)):
+        options = ("[train]", f"train_batch_size = {_STEP_BATCH}", 'mixed_precision = "no"',
+                   "gradient_checkpointing = false", "lr_warmup_steps = 0")  # fmt: skip
+        root = bench.folder / name.replace(" ", "-")
+        workspace = folders.workspace(root, *options, model=str(model))
+        shape = json.loads((model / "transformer" / "config.json").read_text(encoding="utf-8"))
+        path = folders.training_data(workspace, 64, side, tokens=shape["vocab_size"])
+        stretches = bench.amount(3 * bench.repeats + 1, least=2)
+        ours, plain, waiting = _steps(workspace, FrozenSamples.open(path), stretches)
+        yield Line(
+            f"training step, {name}",
+            STEP.goal,
+            ours=ours,
+            bare=plain,
+            failed=f"{waiting:.1%} of it waited for data" if waiting > _WAITING else "",
+            note=f"{_STEP_BATCH} samples of {side} px, {torch.get_num_threads()} threads, float32; "
+            f"{statistics.median(ours) * 1000:.1f} ms, of which {waiting:.2%} waited for data; "
+            f"median of {stretches - 1} turns, each the median of {_STRETCH} steps",
+            details={"waiting": waiting},
+        )
+
+
+def _steps(
+    workspace: Workspace, frozen: FrozenSamples, stretches: int
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Seconds of a step of ours and of the bare loop, stretch by stretch, the first left out; and
+    the share of its time that ours waited for data."""
+    config = workspace.config.train
+    trainee = load_trainee(workspace, LokrConfig(), torch.device("cpu"))
+    reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
+    timed, waited = _Timed(quiet=True), list[float]()
+    done = 0
+
+    def plain() -> float:
+        batches = [
+            reader.read(micro, 0, 0)
+            for micro in itertools.islice(_micro_batches(frozen.order(0, config, 1)), _STRETCH)
+        ]
+        problems = [
+            (flow.interpolate(b.x1, b.x0, b.t), b.t, b.prompts, flow.target(b.x1, b.x0))
+            for b in batches
+        ]
+        return statistics.median(_plain_step(trainee, *problem) for problem in problems)
+
+    with MetricsWriter(workspace.run_folder("bench"), 0, tensorboard=False) as metrics:
+        course = loop.Course(
+            reader.read, lambda position: None, (1.0,) * 4, timed, StopRequest(), metrics
+        )
+
+        def ours() -> float:
+            nonlocal done
+            start = Position(done, 0, 0)
+            # A step more than is counted: the first waits for the thread that reads to begin.
+            done += _STRETCH + 1
+            plan = Plan(start, done, lambda epoch: frozen.order(epoch, config, 1))
+            timed.ends.clear()
+            with _waits(waited):
+                loop.train(trainee, plan, config, course)
+            return statistics.median(b - a for a, b in itertools.pairwise(timed.ends))
+
+        mine, bare_ones = (each[1:] for each in in_turn(stretches, ours, plain))
+    return mine, bare_ones, statistics.median(waited) / statistics.median(mine)
+
+
+def _plain_step(trainee: Trainee, x_t: Any, t: Any, prompts: Any, target: Any) -> float:
+    trainee.transformer.train()
+    predict = partial(predict_velocity, trainee.transformer, x_t, t, prompts)
+    parameters = list(trainee.network.parameters())
+    return _timed(lambda: bare.training_step(predict, target, parameters, trainee.optimizer))
+
+
+class _Timed(Progress):
+    """Notes when each step ended."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(quiet)
+        self.ends: list[float] = []
+
+    @contextmanager
+    def task(self, label: str, total: int | None, done: int = 0) -> Iterator[Advance]:
+        """Note the time of each advance."""
+
+        def advance(amount: int, detail: str = "", more: str = "") -> None:
+            self.ends.append(time.perf_counter())
+
+        yield advance
+
+
+@contextmanager
+def _waits(waited: list[float]) -> Iterator[None]:
+    """Within it, note how long training waits for each batch but the first."""
+
+    def noting(items: Any, read: Any) -> Iterator[Any]:
+        batches = read_ahead(items, read)
+        try:
+            for number in itertools.count():
+                started = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                if number:
+                    waited.append(time.perf_counter() - started)
+                yield batch
+        finally:
+            batches.close()
+
+    with patch.object(loop, "read_ahead", noting):
+        yield
 
 
 def batch(bench: Bench) -> Iterator[Line]:
@@ -56,11 +269,11 @@ def adapter(bench: Bench) -> Iterator[Line]:
     tokens = bench.amount(_TOKENS, least=64)
     model, network = lokr_modes.build(torch.float32, 1, lokr_modes.WIDTHS)
 
-    def step(mode: str) -> float:
+    def work(mode: str) -> float:
         lokr_modes.set_mode(network, mode)
         return lokr_modes.step(model, network, tokens, torch.float32)
 
-    works = [partial(step, mode) for mode in ("bypass", "no adapter", "rebuild")]
+    works = [partial(work, mode) for mode in ("bypass", "no adapter", "rebuild")]
     ours, bare, rebuild = (each[1:] for each in in_turn(bench.repeats + 1, *works))
     yield Line(
         "LoKr itself",
@@ -139,9 +352,11 @@ def _middle(seconds: tuple[float, ...]) -> float:
     return sorted(seconds)[len(seconds) // 2]
 
 
+DATA = Row("training-data", "training data", Goal(0.8, "rate"), data)
+STEP = Row("training-step", "training step", Goal(1.05, "times"), step)
 BATCH = Row("batch", "batch assembly", Goal(0.01, "seconds"), batch)
 LOKR = Row("lokr", "LoKr itself", Goal(1.35, "times"), adapter)
 ATTENTION = Row("attention", "attention", Goal(1, "times"), attention)
 RESUME = Row("resume", "resume", Goal(1, "seconds"), resume)
 
-ROWS = (BATCH, LOKR, ATTENTION, RESUME)
+ROWS = (DATA, STEP, BATCH, LOKR, ATTENTION, RESUME)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_frozen import _frozen, _moments, workspace
+from test_frozen import METADATA, _frozen, _moments, workspace
 
-from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.runs.frozen import FrozenSamples, locate
+from manifests.schema import LATENTS
+from omnigen_pipe.config import TrainConfig, parse
+from omnigen_pipe.runs.frozen import FrozenSamples, freeze, locate
 from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.training.batches import Batch, BatchReader, rollout_share
 from omnigen_pipe.training.draws import Appearance
@@ -234,3 +241,78 @@ def test_draws_leave_torchs_own_generator_alone(
     before = torch.get_rng_state()
     _read(_reader(workspace, frozen, **ROLLOUT), [(1, 0)], 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def _many(root: Path, number: int) -> tuple[Workspace, FrozenSamples]:
+    """Frozen samples that share the one latent, of zeros, in four shards that are holes."""
+    here = Workspace(root, parse({"train": {"seed": 5}}, "test"))
+    shape, shards = [8, 2, 2], 4
+    nbytes = 2 * 8 * 2 * 2
+    keys = [f"{n:032x}" for n in range(number)]
+    latents: dict[str, Any] = {
+        "pixels_key": keys,
+        "checksum": np.full(number, xxhash.xxh3_64_intdigest(bytes(nbytes)), np.uint64),
+        "nbytes": [nbytes] * number,
+        "shape": [shape] * number,
+        "dtype": ["float16"] * number,
+        "bucket": ["16x16"] * number,
+    }
+    names = [f"latents/16x16/{shard:032x}.tar" for shard in range(shards)]
+    (root / names[0]).parent.mkdir(parents=True)
+    for name in names:
+        (root / name).touch()
+        os.truncate(root / name, number * nbytes)
+    placed = {
+        "vae_key": ["v"] * number,
+        "shard": [names[n % shards] for n in range(number)],
+        "offset": [n * nbytes for n in range(number)],
+        "shard_nbytes": [number * nbytes] * number,
+        "status": ["ok"] * number,
+    }
+    rows = pa.Table.from_pydict(latents | placed)
+    here.latents.append(
+        pa.Table.from_pylist(rows.to_pylist(), LATENTS.schema),
+    )
+    frozen = {
+        "sample_id": [f"s{n:020}" for n in range(number)],
+        "split": ["train"] * number,
+        "repeats": [n % 2 for n in range(number)],
+        "prompts": [[[n % 50] * 20, [1, 2]] for n in range(number)],
+    }
+    types = {"prompts": pa.list_(pa.list_(pa.int32())), "repeats": pa.int64()}
+    table = pa.table({k: pa.array(v, types.get(k)) for k, v in (latents | frozen).items()})
+    freeze(table, root / "samples.arrow", here.staging, METADATA | {"vae_key": "v"})
+    return here, FrozenSamples.open(root / "samples.arrow")
+
+
+def _held(root: Path, number: int) -> tuple[int, int]:
+    """Blocks of Python's memory, and bytes of all memory but the mapped file, that a training on
+    so many samples holds in its samples, reader and order."""
+    here, _ = _many(root, number)
+    gc.collect()
+    tracemalloc.start()
+    blocks, arrow = sys.getallocatedblocks(), pa.total_allocated_bytes()
+    frozen = FrozenSamples.open(root / "samples.arrow")
+    reader = _reader(here, frozen)
+    order = frozen.order(0, reader.config, 1)
+    for index in range(20):
+        for micro in order.global_batch(index):
+            reader.read(micro, 0, index)
+    gc.collect()
+    blocks, arrow = sys.getallocatedblocks() - blocks, pa.total_allocated_bytes() - arrow
+    nbytes = tracemalloc.get_traced_memory()[0] + arrow
+    tracemalloc.stop()
+    assert len(frozen) == number
+    assert len(order) >= number
+    return blocks, nbytes
+
+
+def test_training_holds_no_python_object_per_sample(tmp_path: Path) -> None:
+    """9,000 samples more are not a hundredth of so many objects more, and 100 bytes each: of
+    numbers that say bucket, repeats, place and checksum, and of the epoch's order, in which each
+    sample comes one and a half times."""
+    _held(tmp_path / "first", 200)  # what is imported and cached once
+    few, few_bytes = _held(tmp_path / "few", 1_000)
+    many, many_bytes = _held(tmp_path / "many", 10_000)
+    assert many - few < 90
+    assert (many_bytes - few_bytes) / 9_000 < 100
