@@ -152,7 +152,7 @@ class MappedShards:
 class _Mapped:
     """A mapped shard: its bytes, and which file it was, by device, inode and size."""
 
-    path: Path
+    path: str
     content: NDArray[np.uint8]
     identity: tuple[int, int, int]
 
@@ -185,7 +185,7 @@ def _mapped(path: Path) -> _Mapped:
         ) from error
     except OSError as error:
         raise PipeError(f"The shard {path} cannot be read: {error.strerror}.") from error
-    return _Mapped(path, content, identity)
+    return _Mapped(str(path), content, identity)
 
 
 def _copy(mapped: _Mapped, offset: int, checksum: int, latent: np.ndarray) -> None:
@@ -199,7 +199,7 @@ def _copy(mapped: _Mapped, offset: int, checksum: int, latent: np.ndarray) -> No
         raise DamagedLatentError(_damaged(mapped.path, offset))
 
 
-def _damaged(path: Path, offset: int) -> str:
+def _damaged(path: Path | str, offset: int) -> str:
     return (
         f"The latent at byte {offset} of {path} is not what was written: its checksum or length "
         "differs. Run `omnigen-pipe verify --repair`, which marks what is damaged, then "

@@ -209,8 +209,8 @@ class FrozenSamples:
 
     def sample_ids(self, rows: Integers) -> list[str]:
         """The sample_id of each of `rows`."""
-        ids: list[str] = self._column("sample_id").take(pa.array(rows)).to_pylist()
-        return ids
+        column = self._column("sample_id")
+        return [column[row].as_py() for row in rows.tolist()]
 
     def captions(self, row: int) -> int:
         """How many prompts `row` has."""

@@ -53,7 +53,7 @@ _LATENTS, _EPOCHS, _LATENT_SIDE, _READ_BATCH = 20_000, 5, 512, 8
 #: Memory that may come and go between two epochs, bytes.
 _SWAY = 8 * 2**20
 #: Samples of a step, and steps that a side takes before it is the other's turn.
-_STEP_BATCH, _STRETCH = 4, 6
+_STEP_BATCH, _STRETCH = 4, 4
 #: The most of its time that training may wait for its data.
 _WAITING = 0.01
 
