@@ -130,7 +130,7 @@ def _nbytes(holder: Any) -> int:
 def step(bench: Bench) -> Iterator[Line]:
     """Steps of the training loop, against forward, backward and optimizer of the same modules."""
     wide = build_small_omnigen(bench.folder / "wide", hidden_size=512, num_layers=4, num_heads=8)
-    for name, model, side in (("embedded model", EMBEDDED_FOLDER, 128), ("width 512", wide, 256)):
+    for name, model, side in (("embedded model", EMBEDDED_FOLDER, 128), ("width 512", wide, 128)):
         options = ("[train]", f"train_batch_size = {_STEP_BATCH}", 'mixed_precision = "no"',
                    "gradient_checkpointing = false", "lr_warmup_steps = 0")  # fmt: skip
         root = bench.folder / name.replace(" ", "-")
