@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from manifests.errors import PipeError
@@ -111,10 +112,10 @@ class Session:
         known = self.this.variance()
         if known is not None:
             return known
-        splits = self.frozen.table["split"].to_pylist()
         # Regularisation data have targets of their own; they count only where there is no other.
-        rows = [i for i, split in enumerate(splits) if split == "train"] or list(range(len(splits)))
-        picked = [rows[place] for place in chosen(len(rows))]
+        ours = self.frozen.in_split.get("train")
+        rows = np.arange(len(self.frozen)) if ours is None else np.flatnonzero(ours)
+        picked = [int(rows[place]) for place in chosen(len(rows))]
         self.progress.note(f"Measuring the variance of {len(picked)} latents.")
         variance = channel_variance(
             ((reader.moments(row), float(self.frozen.repeats[row] + 1)) for row in picked),
