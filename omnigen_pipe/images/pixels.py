@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -56,6 +57,25 @@ class PixelsError(PipeError):
     """The bytes of an image cannot become pixels; a fact about the bytes, and no accident."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded image, in mode L, RGB, CMYK, LA or RGBA, in its own colours.
+
+    Where it was reduced, `box` is the part of it that the full image covers (its last row and
+    column may be padded), and it lies as it is stored, still to be turned by the EXIF orientation
+    `turned`. Otherwise it is upright.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float] | None
+    turned: int
+
+
+#: What was decoded of one file so far, by the size in pixels that it was reduced to; None where it
+#: was not.
+Decodings = dict[tuple[int, int] | None, Decoded]
+
+
 def policy(config: PixelsConfig) -> str:
     """A text that differs whenever the same bytes and geometry would give other pixels."""
     return f"v{PIXELS_VERSION} {config.decode} lanczos srgb {config.alpha_background}"
@@ -67,12 +87,16 @@ def read_pixels(
     resize: tuple[int, int],
     crop: tuple[int, int],
     config: PixelsConfig,
+    decodings: Decodings | None = None,
 ) -> np.ndarray:
     """The pixels of an image file in one geometry: uint8 `[H, W, 3]`, upright sRGB.
 
     `bucket` is (W, H), `resize` the size of the whole image after its one Lanczos resample,
     `crop` the (left, top) of the bucket in it; all in pixels. The first frame counts. A colour
     profile that is broken, or made for another kind of image, is ignored.
+
+    `decodings` remembers, from one geometry of the same `data` and `config` to the next, what was
+    decoded: several then cost one decoding for each scale. It changes no pixel.
 
     Raises `PixelsError` when the bytes cannot be decoded to the end, and `MemoryError` where
     memory was too short to try: that is no fact about the bytes.
@@ -81,10 +105,11 @@ def read_pixels(
     box = (left, top, left + bucket[0], top + bucket[1])
     if min(crop) < 0 or box[2] > resize[0] or box[3] > resize[1]:
         raise ValueError(f"the crop {box} leaves the resized image of {resize} px")
+    decodings = {} if decodings is None else decodings
     try:
         with _any_size():
             # Some versions of Pillow hold crops against the limit too.
-            image = _resized(data, resize, config).crop(box)
+            image = _resized(data, resize, config, decodings).crop(box)
         return _finish(image, config)
     except PILLOW_ERRORS as error:
         if _for_want_of_memory(error, data):
@@ -140,25 +165,43 @@ def _any_size() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit
 
 
-def _resized(data: bytes, size: tuple[int, int], config: PixelsConfig) -> Image.Image:
+def _resized(
+    data: bytes, size: tuple[int, int], config: PixelsConfig, decodings: Decodings
+) -> Image.Image:
     """The upright image at `size`, in mode L, RGB, CMYK, LA or RGBA, in its own colours."""
-    image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
-    box = _reduce(image, size) if config.decode == "reduced" else None
-    deep_colour = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-    image.load()
-    turned = orientation(image)  # after load: Pillow turns TIFFs upright by itself
-    plain = _plain(image, deep_colour)
-    if box is not None:
+    decoded = _decoded(data, size, config, decodings)
+    plain = decoded.image
+    if decoded.box is not None:
         # Resized before it is turned, because the box is in the stored image's axes.
-        stored = size[::-1] if turned in SIDEWAYS else size
-        plain = plain.resize(stored, Image.Resampling.LANCZOS, box=box)
-    if turned in _UPRIGHT:
-        plain = plain.transpose(_UPRIGHT[turned])
+        stored = size[::-1] if decoded.turned in SIDEWAYS else size
+        plain = plain.resize(stored, Image.Resampling.LANCZOS, box=decoded.box)
+        if decoded.turned in _UPRIGHT:
+            plain = plain.transpose(_UPRIGHT[decoded.turned])
     if plain.size != size:
         plain = plain.resize(size, Image.Resampling.LANCZOS)
-    if "icc_profile" in image.info:
-        plain.info["icc_profile"] = image.info["icc_profile"]
     return plain
+
+
+def _decoded(
+    data: bytes, size: tuple[int, int], config: PixelsConfig, decodings: Decodings
+) -> Decoded:
+    """The image at the scale that `size` needs, from `decodings` or for them."""
+    if config.decode == "full" and None in decodings:
+        return decodings[None]
+    image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    box = _reduce(image, size) if config.decode == "reduced" else None
+    scale = None if box is None else image.size
+    if scale not in decodings:
+        deep_colour = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        image.load()
+        turned = orientation(image)  # after load: Pillow turns TIFFs upright by itself
+        plain = _plain(image, deep_colour)
+        if box is None and turned in _UPRIGHT:
+            plain = plain.transpose(_UPRIGHT[turned])
+        if "icc_profile" in image.info:
+            plain.info["icc_profile"] = image.info["icc_profile"]
+        decodings[scale] = Decoded(plain, box, turned)
+    return decodings[scale]
 
 
 def _reduce(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float] | None:

@@ -1,9 +1,10 @@
 """Encoding: images are read and decoded in threads while the main thread runs the VAE.
 
-The order is that of the items: bucket by bucket, so that every batch has one shape. A batch
-takes the next images of its bucket that could be decoded; one that could not leaves no gap and
-shifts nothing, because every latent travels with its own key. Given up: decoding an image once
-for several geometries, which would need another order.
+The order is that of the items: image by image, each read and decoded once for all of its
+geometries, and images that are wanted in the same buckets together. So few buckets are open at
+once: those of the image in work. Each has a batch of its own, which takes the next images of its
+bucket that could be decoded; one that could not leaves no gap and shifts nothing, because every
+latent travels with its own key.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import Config
-from omnigen_pipe.images.pixels import PixelsError, read_pixels
+from omnigen_pipe.images.pixels import Decodings, PixelsError, read_pixels
 from omnigen_pipe.latents.shards import DTYPES, ShardWriter
 
 if TYPE_CHECKING:
@@ -96,21 +97,22 @@ class Outcome:
     stopped: bool = False
 
 
-def read_source(item: Item) -> bytes:
-    """The bytes of the image, from the first of its files that still holds what discover saw.
+def read_source(image: Sequence[Item]) -> bytes:
+    """The bytes of the image of these items, from the first of its files that still holds what
+    discover saw.
 
     Raises `ChangedSourceError` where none does.
     """
     from blake3 import blake3
 
     faults = []
-    for path in item.paths:
+    for path in dict.fromkeys(path for item in image for path in item.paths):
         try:
             data = path.read_bytes()
         except OSError as error:
             faults.append(f"{path}: {error.strerror or error}")
             continue
-        if blake3(data).hexdigest()[:_HASH_DIGITS] == item.content_hash:
+        if blake3(data).hexdigest()[:_HASH_DIGITS] == image[0].content_hash:
             return data
         faults.append(f"{path}: it has changed")
     raise ChangedSourceError(faults)
@@ -126,7 +128,7 @@ def encode(
     advance: Callable[[int], object],
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Encode `items`, which lie bucket by bucket, into `writer`.
+    """Encode `items` into `writer`. They lie image by image, those of the same buckets together.
 
     An image that cannot be decoded becomes a failure in the log; one whose file changed since
     discover, or for which memory is too short, is only listed in the outcome. Returns early,
@@ -134,22 +136,22 @@ def encode(
     where the device has too little memory for a batch; other errors of torch pass through.
     """
     outcome = Outcome()
-    batch: list[tuple[Item, np.ndarray]] = []
+    batches: dict[str, list[tuple[Item, np.ndarray]]] = {}
 
-    def flush() -> None:
-        if batch:
-            _encode_batch(batch, vae, writer, config, vae_key, device, outcome)
-            advance(len(batch))
-            batch.clear()
+    def flush(bucket: str) -> None:
+        batch = batches.pop(bucket)
+        _encode_batch(batch, vae, writer, config, vae_key, device, outcome)
+        advance(len(batch))
 
     decoded = _decoded(items, config)
     try:
-        for item, result in decoded:
+        for item, result, buckets in decoded:
             if asked_to_stop():
                 outcome.stopped = True
                 break
-            if batch and item.bucket != batch[0][0].bucket:
-                flush()
+            for bucket in [each for each in batches if each not in buckets]:
+                flush(bucket)
+            writer.close_all_but(buckets)
             if isinstance(result, ChangedSourceError):
                 outcome.changed.append((item, result.faults))
                 advance(1)
@@ -161,12 +163,14 @@ def encode(
                 writer.add_failure(item.pixels_key, item.bucket_name, str(result))
                 advance(1)
             else:
+                batch = batches.setdefault(item.bucket_name, [])
                 batch.append((item, result))
-            if len(batch) == config.vae.vae_batch_size:
-                flush()
+                if len(batch) == config.vae.vae_batch_size:
+                    flush(item.bucket_name)
             writer.close_if_old()
         if not outcome.stopped:
-            flush()
+            for bucket in list(batches):
+                flush(bucket)
     finally:
         decoded.close()
     return outcome
@@ -175,32 +179,49 @@ def encode(
 _Decoded = np.ndarray | PixelsError | ChangedSourceError | TooLittleMemoryError
 
 
-def _decoded(items: Sequence[Item], config: Config) -> Generator[tuple[Item, _Decoded], None, None]:
-    """Each item with its pixels or what went wrong, in order, decoded ahead in threads.
+def _decoded(
+    items: Sequence[Item], config: Config
+) -> Generator[tuple[Item, _Decoded, frozenset[str]], None, None]:
+    """Each item with its pixels or what went wrong, in order, decoded ahead in threads; and all
+    buckets that its image is wanted in.
 
-    At most one batch and two images per thread lie decoded or being decoded at any time.
+    At most one batch of images and two per thread lie decoded or being decoded at any time, each
+    in all of its geometries.
     """
 
-    def decode(item: Item) -> _Decoded:
+    def pixels(data: bytes, item: Item, decodings: Decodings) -> _Decoded:
+        geometry = (item.bucket, item.resize, item.crop)
         try:
-            data = read_source(item)
-            return read_pixels(data, item.bucket, item.resize, item.crop, config.pixels)
-        except (PixelsError, ChangedSourceError) as error:
+            return read_pixels(data, *geometry, config.pixels, decodings)
+        except PixelsError as error:
             return error
         except MemoryError:
-            # Not the error itself: its traceback would keep the half-decoded image alive.
-            return TooLittleMemoryError(
-                f"not read this time: too little memory; lower decode_workers ({workers} now)"
-            )
+            return too_little_memory()
+
+    def decode(image: list[Item]) -> list[_Decoded]:
+        try:
+            data = read_source(image)
+        except ChangedSourceError as error:
+            return [error] * len(image)
+        except MemoryError:
+            return [too_little_memory()] * len(image)
+        decodings: Decodings = {}
+        return [pixels(data, item, decodings) for item in image]
+
+    def too_little_memory() -> TooLittleMemoryError:
+        # Not the error itself: its traceback would keep the half-decoded image alive.
+        return TooLittleMemoryError(
+            f"not read this time: too little memory; lower decode_workers ({workers} now)"
+        )
 
     workers = config.vae.decode_workers or _usable_cores()
-    waiting = iter(items)
-    pending: deque[tuple[Item, Future[_Decoded]]] = deque()
+    waiting = (list(image) for _, image in groupby(items, key=lambda item: item.content_hash))
+    pending: deque[tuple[list[Item], Future[list[_Decoded]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def submit(number: int) -> None:
-        for item in islice(waiting, number):
-            pending.append((item, pool.submit(decode, item)))
+        for image in islice(waiting, number):
+            pending.append((image, pool.submit(decode, image)))
 
     # Pillow warns of odd metadata in words that name no file; filters are global to the process.
     with warnings.catch_warnings():
@@ -208,8 +229,10 @@ def _decoded(items: Sequence[Item], config: Config) -> Generator[tuple[Item, _De
         try:
             submit(config.vae.vae_batch_size + 2 * workers)
             while pending:
-                item, future = pending.popleft()
-                yield item, future.result()
+                image, future = pending.popleft()
+                buckets = frozenset(item.bucket_name for item in image)
+                for item, result in zip(image, future.result(), strict=True):
+                    yield item, result, buckets
                 submit(1)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -62,9 +62,11 @@ def pack(
         }
         # A clock that stands still: shards close by size alone, since all this lies elsewhere too.
         with ShardWriter(workspace, vae_key, metadata, clock=lambda: 0.0) as writer:
-            for shard, in_shard in groupby(moving, lambda row: str(row["shard"])):
+            for shard, of_shard in groupby(moving, lambda row: str(row["shard"])):
+                in_shard = list(of_shard)
+                writer.close_all_but({in_shard[0]["bucket"]})
                 try:
-                    _copy(shard, list(in_shard), shard in marked, workspace, writer, advance)
+                    _copy(shard, in_shard, shard in marked, workspace, writer, advance)
                 except (ShardError, tarfile.TarError, KeyError, ValueError, OSError) as error:
                     done.faults[shard] = str(error)
         done.bytes_written += writer.bytes_written

@@ -15,7 +15,7 @@ import os
 import tarfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -238,11 +238,12 @@ class _Shard:
 
 
 class ShardWriter:
-    """Packs latents into shards and publishes each as it is full, old, or of another bucket.
+    """Packs latents into shards, one open for each bucket, and publishes each as it is full or old.
 
-    Use it as a context manager. Leaving it publishes what is open, also when an exception passes
+    How many are open is up to its user, who says with `close_all_but` which buckets go on. Use it
+    as a context manager. Leaving it publishes what is open, also when an exception passes
     through, as long as every sample in it is whole; only an error of writing itself discards
-    the open shard. Failures are rows of the log too and go with the next fragment.
+    what is open. Failures are rows of the log too and go with the next fragment.
     """
 
     def __init__(
@@ -256,7 +257,7 @@ class ShardWriter:
         self._vae_key = vae_key
         self._clock = clock
         self._metadata = metadata
-        self._shard: _Shard | None = None
+        self._shards: dict[str, _Shard] = {}
         self._failures: list[dict[str, Any]] = []
         self._failing_since = 0.0
         self._broken = False
@@ -286,15 +287,13 @@ class ShardWriter:
         Raises `WriteError` where the disk is full or not writable; shards published before stay
         as they are.
         """
-        if self._shard is not None and self._shard.bucket != bucket:
-            self.close()
         dtype = moments.dtype.name
         raw: np.ndarray = np.ascontiguousarray(moments, DTYPES[dtype])
         npy = io.BytesIO()
         np.lib.format.write_array(npy, raw, version=(1, 0), allow_pickle=False)
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
         self._broken = True  # until the sample is whole
-        shard = self._shard = self._shard or self._open(bucket)
+        shard = self._shards.get(bucket) or self._open(bucket)
         try:
             end = shard.member(pixels_key + MOMENTS_SUFFIX, npy.getvalue()) + npy.tell()
             shard.member(pixels_key + FACTS_SUFFIX, text.encode("utf-8"))
@@ -316,9 +315,8 @@ class ShardWriter:
         self._broken = False
         options = self._workspace.config.vae
         if shard.nbytes >= options.shard_size_mb * _MEBIBYTE:
-            self.close()
-        else:
-            self.close_if_old()
+            self._close(shard)
+        self.close_if_old()
 
     def add_failure(self, pixels_key: str, bucket: str, reason: str) -> None:
         """Record that these pixels cannot be encoded: a fact about the image's content."""
@@ -330,18 +328,27 @@ class ShardWriter:
         self.close_if_old()
 
     def close_if_old(self) -> None:
-        """Publish what is open if its first row is older than `shard_seconds`."""
-        since = [self._shard.opened_at] if self._shard else []
-        since += [self._failing_since] if self._failures else []
-        limit = self._workspace.config.vae.shard_seconds
-        if since and self._clock() - min(since) >= limit:
-            self.close()
+        """Publish each open shard, and the failures, whose first row is older than
+        `shard_seconds`."""
+        old = self._clock() - self._workspace.config.vae.shard_seconds
+        for shard in [each for each in self._shards.values() if each.opened_at <= old]:
+            self._close(shard)
+        if self._failures and self._failing_since <= old:
+            self._close(None)
+
+    def close_all_but(self, buckets: Collection[str]) -> None:
+        """Publish the open shards of other buckets than `buckets`."""
+        for shard in [each for each in self._shards.values() if each.bucket not in buckets]:
+            self._close(shard)
 
     def close(self) -> None:
-        """Publish the open shard and the failures, if there are any."""
-        shard = self._shard
-        if shard is None and not self._failures:
-            return
+        """Publish the open shards and the failures, if there are any."""
+        self.close_all_but(())
+        if self._failures:
+            self._close(None)
+
+    def _close(self, shard: _Shard | None) -> None:
+        """Publish `shard`, if one is given, and the failures in one fragment."""
         rows = list(self._failures)
         self._broken = True  # until all is published
         if shard is not None:
@@ -349,8 +356,10 @@ class ShardWriter:
         self._workspace.latents.append(
             self._as_table(rows), shard.id if shard else None, **self._metadata
         )
-        self.bytes_written += shard.nbytes if shard else 0
-        self._shard, self._failures, self._broken = None, [], False
+        if shard is not None:
+            self.bytes_written += shard.nbytes
+            del self._shards[shard.bucket]
+        self._failures, self._broken = [], False
         self._published += 1
         if self._published % _LOOK_EVERY == 0:
             merge_if_crowded(self._workspace.latents, self._workspace.maintenance_lock)
@@ -363,7 +372,9 @@ class ShardWriter:
             handle = path.open("xb")
         except OSError as error:
             raise WriteError(final, error) from error
-        return _Shard(shard_id, bucket, path, final, handle, self._clock())
+        shard = _Shard(shard_id, bucket, path, final, handle, self._clock())
+        self._shards[bucket] = shard
+        return shard
 
     def _publish_tar(self, shard: _Shard) -> list[dict[str, Any]]:
         """Finish and publish the tar; returns its rows, complete but for common columns."""
@@ -386,10 +397,10 @@ class ShardWriter:
         return pa.Table.from_pylist([row | common for row in rows], schema=LATENTS.schema)
 
     def _discard(self) -> None:
-        """Remove the open shard, which is not whole, from `staging/`."""
-        if self._shard is not None:
+        """Remove the open shards, one of which is not whole, from `staging/`."""
+        for shard in self._shards.values():
             # What it had no room for before, it has no room for when it is closed.
             with suppress(OSError):
-                self._shard.handle.close()
-            discard(self._shard.staged_path)
-            self._shard = None
+                shard.handle.close()
+            discard(shard.staged_path)
+        self._shards.clear()

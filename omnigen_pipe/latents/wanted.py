@@ -61,7 +61,9 @@ def with_status(wanted: pa.Table, known: pa.Table) -> pa.Table:
 def with_files(latents: pa.Table, samples: pa.Table | Source) -> pa.Table:
     """Rows of `wanted_latents` with their geometry and all `files` that hold it.
 
-    The geometry is as in the samples; `files` are structs of `dataset` and `path`, in order.
+    The geometry is as in the samples; `files` are structs of `dataset` and `path`, in order. The
+    rows of one image lie together, and so do the images that are wanted in the same buckets, and
+    those that share their smallest one.
     """
     return query(
         """
@@ -70,8 +72,16 @@ def with_files(latents: pa.Table, samples: pa.Table | Source) -> pa.Table:
                    list_sort(list(DISTINCT struct_pack(dataset, path))) AS files
             FROM samples SEMI JOIN latents USING (pixels_key)
             WHERE samples.status = 'ok' GROUP BY ALL
+        ), images AS (
+            SELECT content_hash, list_sort(list(DISTINCT struct_pack(
+                area := split_part(bucket, 'x', 1)::INTEGER * split_part(bucket, 'x', 2)::INTEGER,
+                bucket
+            ))) AS buckets
+            FROM latents GROUP BY content_hash
         )
-        SELECT * FROM latents JOIN found USING (pixels_key) ORDER BY bucket, pixels_key
+        SELECT latents.*, found.* EXCLUDE (pixels_key)
+        FROM latents JOIN found USING (pixels_key) JOIN images USING (content_hash)
+        ORDER BY buckets, content_hash, bucket, pixels_key
         """,
         latents=latents,
         samples=samples,

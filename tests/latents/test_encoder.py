@@ -255,10 +255,10 @@ def test_any_file_with_the_bytes_will_do(tmp_path: Path) -> None:
     gone = tmp_path / "gone.png"
     paths = (gone, other, *good.paths)
     thing = Item("x", good.pixels_key, good.content_hash, (48, 32), (57, 36), (5, 2), paths)
-    assert read_source(thing) == good.paths[0].read_bytes()
+    assert read_source([thing]) == good.paths[0].read_bytes()
     thing = Item("x", good.pixels_key, good.content_hash, (48, 32), (57, 36), (5, 2), paths[:2])
     with pytest.raises(ChangedSourceError, match=r"gone\.png: .*; .*other\.png: it has changed"):
-        read_source(thing)
+        read_source([thing])
 
 
 def test_what_float16_cannot_hold_fails_by_name(tmp_path: Path, small_omnigen: Path) -> None:
@@ -326,16 +326,16 @@ def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     config = workspace(tmp_path / "w", vae_batch_size=3, decode_workers=2).config
     lock, started = threading.Lock(), 0
 
-    def counted(thing: Item) -> bytes:
+    def counted(image: list[Item]) -> bytes:
         nonlocal started
         with lock:
             started += 1
-        return thing.paths[0].read_bytes()
+        return image[0].paths[0].read_bytes()
 
     monkeypatch.setattr(encoder, "read_source", counted)
     decoded = encoder._decoded(items, config)
     for taken in range(1, 11):
-        thing, _ = next(decoded)
+        thing, _, _ = next(decoded)
         assert thing is items[taken - 1]
         assert started <= taken + 3 + 2 * 2
     decoded.close()
@@ -383,7 +383,10 @@ def test_decoded_images_are_few_however_many_wait(
     monkeypatch.setattr(encoder, "read_source", lambda _: b"")
     monkeypatch.setattr(encoder, "read_pixels", decode)
     first = item(tmp_path, 0)
-    items = [replace(first, pixels_key=f"{each:032x}") for each in range(number)]
+    items = [
+        replace(first, pixels_key=f"{each:032x}", content_hash=f"{each:032x}")
+        for each in range(number)
+    ]
     place = workspace(tmp_path / "w", vae_batch_size=3, decode_workers=2)
     outcome, _ = run(place, items, Stub(lambda _: None))
     assert outcome.encoded == number
@@ -399,15 +402,17 @@ def test_images_are_decoded_while_the_vae_works(
     second = threading.Event()
     met = []
 
-    def source(thing: Item) -> bytes:
-        if thing.pixels_key == f"{2:032x}":
+    def source(image: list[Item]) -> bytes:
+        if image[0].pixels_key == f"{2:032x}":
             second.set()
         return b""
 
     monkeypatch.setattr(encoder, "read_source", source)
     monkeypatch.setattr(encoder, "read_pixels", lambda *_: np.zeros((32, 48, 3), np.uint8))
     first = item(tmp_path, 0)
-    items = [replace(first, pixels_key=f"{each:032x}") for each in range(4)]
+    items = [
+        replace(first, pixels_key=f"{each:032x}", content_hash=f"{each:032x}") for each in range(4)
+    ]
     place = workspace(tmp_path / "w", vae_batch_size=2, decode_workers=1)
     run(place, items, Stub(lambda batch: met.append(batch or second.wait(60))))
     assert met == [True, 1]
