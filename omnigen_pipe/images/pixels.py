@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -71,9 +71,16 @@ class Decoded:
     turned: int
 
 
-#: What was decoded of one file so far, by the size in pixels that it was reduced to; None where it
-#: was not.
-Decodings = dict[tuple[int, int] | None, Decoded]
+@dataclass
+class Made:
+    """What was made of the bytes of one file so far, for its next geometry to start from.
+
+    Decoded images by the size in pixels that they were reduced to, None where they were not; and
+    upright ones by their size after the resize.
+    """
+
+    decoded: dict[tuple[int, int] | None, Decoded] = field(default_factory=dict)
+    resized: dict[tuple[int, int], Image.Image] = field(default_factory=dict)
 
 
 def policy(config: PixelsConfig) -> str:
@@ -87,7 +94,7 @@ def read_pixels(
     resize: tuple[int, int],
     crop: tuple[int, int],
     config: PixelsConfig,
-    decodings: Decodings | None = None,
+    made: Made | None = None,
 ) -> np.ndarray:
     """The pixels of an image file in one geometry: uint8 `[H, W, 3]`, upright sRGB.
 
@@ -95,8 +102,8 @@ def read_pixels(
     `crop` the (left, top) of the bucket in it; all in pixels. The first frame counts. A colour
     profile that is broken, or made for another kind of image, is ignored.
 
-    `decodings` remembers, from one geometry of the same `data` and `config` to the next, what was
-    decoded: several then cost one decoding for each scale. It changes no pixel.
+    `made`, handed from one geometry of the same `data` and `config` to the next, lets several cost
+    one decoding for each scale and one resample for each size. It changes no pixel.
 
     Raises `PixelsError` when the bytes cannot be decoded to the end, and `MemoryError` where
     memory was too short to try: that is no fact about the bytes.
@@ -105,11 +112,13 @@ def read_pixels(
     box = (left, top, left + bucket[0], top + bucket[1])
     if min(crop) < 0 or box[2] > resize[0] or box[3] > resize[1]:
         raise ValueError(f"the crop {box} leaves the resized image of {resize} px")
-    decodings = {} if decodings is None else decodings
+    made = made or Made()
     try:
         with _any_size():
             # Some versions of Pillow hold crops against the limit too.
-            image = _resized(data, resize, config, decodings).crop(box)
+            if resize not in made.resized:
+                made.resized[resize] = _resized(data, resize, config, made)
+            image = made.resized[resize].crop(box)
         return _finish(image, config)
     except PILLOW_ERRORS as error:
         if _for_want_of_memory(error, data):
@@ -165,11 +174,9 @@ def _any_size() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit
 
 
-def _resized(
-    data: bytes, size: tuple[int, int], config: PixelsConfig, decodings: Decodings
-) -> Image.Image:
+def _resized(data: bytes, size: tuple[int, int], config: PixelsConfig, made: Made) -> Image.Image:
     """The upright image at `size`, in mode L, RGB, CMYK, LA or RGBA, in its own colours."""
-    decoded = _decoded(data, size, config, decodings)
+    decoded = _decoded(data, size, config, made)
     plain = decoded.image
     if decoded.box is not None:
         # Resized before it is turned, because the box is in the stored image's axes.
@@ -182,16 +189,14 @@ def _resized(
     return plain
 
 
-def _decoded(
-    data: bytes, size: tuple[int, int], config: PixelsConfig, decodings: Decodings
-) -> Decoded:
-    """The image at the scale that `size` needs, from `decodings` or for them."""
-    if config.decode == "full" and None in decodings:
-        return decodings[None]
+def _decoded(data: bytes, size: tuple[int, int], config: PixelsConfig, made: Made) -> Decoded:
+    """The image at the scale that `size` needs, decoded unless it is already."""
+    if config.decode == "full" and None in made.decoded:
+        return made.decoded[None]
     image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     box = _reduce(image, size) if config.decode == "reduced" else None
     scale = None if box is None else image.size
-    if scale not in decodings:
+    if scale not in made.decoded:
         deep_colour = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         image.load()
         turned = orientation(image)  # after load: Pillow turns TIFFs upright by itself
@@ -200,8 +205,8 @@ def _decoded(
             plain = plain.transpose(_UPRIGHT[turned])
         if "icc_profile" in image.info:
             plain.info["icc_profile"] = image.info["icc_profile"]
-        decodings[scale] = Decoded(plain, box, turned)
-    return decodings[scale]
+        made.decoded[scale] = Decoded(plain, box, turned)
+    return made.decoded[scale]
 
 
 def _reduce(image: Image.Image, size: tuple[int, int]) -> tuple[float, float, float, float] | None:

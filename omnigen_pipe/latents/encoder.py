@@ -23,7 +23,7 @@ import numpy as np
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import Config
-from omnigen_pipe.images.pixels import Decodings, PixelsError, read_pixels
+from omnigen_pipe.images.pixels import Made, PixelsError, read_pixels
 from omnigen_pipe.latents.shards import DTYPES, ShardWriter
 
 if TYPE_CHECKING:
@@ -189,10 +189,10 @@ def _decoded(
     in all of its geometries.
     """
 
-    def pixels(data: bytes, item: Item, decodings: Decodings) -> _Decoded:
+    def pixels(data: bytes, item: Item, made: Made) -> _Decoded:
         geometry = (item.bucket, item.resize, item.crop)
         try:
-            return read_pixels(data, *geometry, config.pixels, decodings)
+            return read_pixels(data, *geometry, config.pixels, made)
         except PixelsError as error:
             return error
         except MemoryError:
@@ -205,8 +205,8 @@ def _decoded(
             return [error] * len(image)
         except MemoryError:
             return [too_little_memory()] * len(image)
-        decodings: Decodings = {}
-        return [pixels(data, item, decodings) for item in image]
+        made = Made()
+        return [pixels(data, item, made) for item in image]
 
     def too_little_memory() -> TooLittleMemoryError:
         # Not the error itself: its traceback would keep the half-decoded image alive.
