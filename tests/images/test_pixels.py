@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from omnigen_pipe.config import PixelsConfig
 from omnigen_pipe.images import pixels, probe
-from omnigen_pipe.images.pixels import PixelsError, policy, read_pixels
+from omnigen_pipe.images.pixels import Made, PixelsError, policy, read_pixels
 
 LANCZOS = Image.Resampling.LANCZOS
 FULL = PixelsConfig()
@@ -161,6 +161,59 @@ def test_reduction_is_the_largest_that_leaves_the_margin(
     monkeypatch.setattr(ImageFile.ImageFile, "load", spy)
     read_pixels(encoded(picture(*size), "JPEG"), resize, resize, (0, 0), REDUCED)
     assert seen[0] == decoded
+
+
+def _files_of_all_sorts() -> dict[str, bytes]:
+    """Files of 400 x 300 pixels that take different ways to their pixels."""
+    turned, plain = Image.Exif(), picture(400, 300)
+    turned[ExifTags.Base.Orientation] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    alpha = plain.copy()
+    alpha.putalpha(picture(400, 300, seed=1).convert("L"))
+    deep = Image.fromarray(np.arange(400 * 300, dtype=np.uint16).reshape(300, 400))
+    return {
+        "JPEG": encoded(plain, "JPEG"),
+        "turned JPEG with a profile": encoded(plain, "JPEG", exif=turned, icc_profile=profile),
+        "CMYK JPEG": encoded(plain.convert("CMYK"), "JPEG"),
+        "PNG with alpha": encoded(alpha, "PNG"),
+        "turned WebP": encoded(plain, "WEBP", exif=turned, lossless=True),
+        "16-bit PNG": encoded(deep, "PNG"),
+        "palette": encoded(plain.quantize(16), "GIF"),
+    }
+
+
+@pytest.mark.parametrize("config", [FULL, REDUCED], ids=["full", "reduced"])
+@pytest.mark.parametrize("sort", list(_files_of_all_sorts()))
+def test_several_geometries_of_a_file_are_what_each_is_alone(
+    sort: str, config: PixelsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, in any order; and decoded once for each scale, resized once for each size."""
+    data = _files_of_all_sorts()[sort]
+    geometries = [
+        ((32, 32), (44, 33), (5, 1)),  # of JPEGs a quarter
+        ((32, 48), (100, 75), (9, 20)),  # a half
+        ((32, 48), (100, 75), (60, 3)),
+        ((48, 64), (300, 225), (100, 80)),
+        ((400, 300), (400, 300), (0, 0)),
+    ]
+    alone = [read_pixels(data, *geometry, config) for geometry in geometries]
+    decoded: list[tuple[int, int]] = []
+    prepare = ImageFile.ImageFile.load_prepare
+
+    def spy(image: ImageFile.ImageFile) -> None:
+        decoded.append(image.size)
+        prepare(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", spy)
+    reducible = config is REDUCED and "JPEG" in sort
+    for order in (range(5), reversed(range(5)), (2, 0, 4, 1, 3)):
+        decoded.clear()
+        made = Made()
+        for index in order:
+            found = read_pixels(data, *geometries[index], config, made)
+            assert np.array_equal(found, alone[index])
+        assert len(decoded) == len(set(decoded)) == (3 if reducible else 1)
+        assert len(made.resized) == 4
 
 
 def test_reduced_only_touches_jpeg() -> None:

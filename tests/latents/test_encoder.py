@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,8 +57,27 @@ def item(folder: Path, number: int, bucket: tuple[int, int] = (48, 32)) -> Item:
     return Item(path.name, f"{number:032x}", content_hash, bucket, size, (5, 2), (path,))
 
 
+def geometries(first: Item, *wanted: tuple[tuple[int, int], tuple[int, int]]) -> list[Item]:
+    """`first`, and its image in further geometries: buckets, and crops of twice their size."""
+    more = [
+        replace(
+            first,
+            pixels_key=f"{number:x}{first.pixels_key[1:]}",
+            bucket=bucket,
+            resize=(2 * bucket[0], 2 * bucket[1]),
+            crop=crop,
+        )
+        for number, (bucket, crop) in enumerate(wanted, start=1)
+    ]
+    return [first, *more]
+
+
 def run(
-    place: Workspace, items: list[Item], vae: Any, **options: Any
+    place: Workspace,
+    items: list[Item],
+    vae: Any,
+    advance: Callable[[int], object] = lambda _: None,
+    **options: Any,
 ) -> tuple[encoder.Outcome, dict[str, np.ndarray]]:
     """Encode and read back: the outcome, and the latents by pixels_key."""
     import torch
@@ -69,7 +90,7 @@ def run(
             place.config,
             VAE_KEY,
             torch.device("cpu"),
-            lambda _: None,
+            advance,
             **options,
         )
     return outcome, latents(place)
@@ -133,6 +154,103 @@ def test_a_batch_of_one_equals_a_batch_of_many(tmp_path: Path, vae: Any) -> None
     assert ones.keys() == many.keys()
     for key, latent in ones.items():
         np.testing.assert_allclose(many[key], latent, rtol=1e-3, atol=1e-5)
+
+
+SMALL, LARGE = (32, 16), (64, 48)
+
+
+def of_all_sorts(folder: Path) -> list[Item]:
+    """Images in one to four geometries, crops of one size among them, in the order of work: those
+    of the same buckets together."""
+    crops = ((SMALL, (0, 0)), (SMALL, (7, 3)))
+    return [
+        *(item(folder, n) for n in range(3)),
+        *(each for n in range(3, 8) for each in geometries(item(folder, n), (LARGE, (3, 5)))),
+        *(each for n in range(8, 11) for each in geometries(item(folder, n), *crops)),
+        *(
+            each
+            for n in range(11, 14)
+            for each in geometries(item(folder, n), (LARGE, (0, 1)), *crops)
+        ),
+    ]
+
+
+def test_latents_are_what_each_geometry_gives_alone(tmp_path: Path, vae: Any) -> None:
+    """Byte by byte in batches of one; in others within what another batch may change."""
+    items = of_all_sorts(tmp_path)
+    alone: dict[str, np.ndarray] = {}
+    for number, thing in enumerate(items):
+        alone |= run(workspace(tmp_path / str(number), vae_batch_size=1), [thing], vae)[1]
+    assert len(alone) == len(items) == 3 + 5 * 2 + 3 * 3 + 3 * 4
+    for name, size in (("ones", 1), ("threes", 3)):
+        advanced: list[int] = []
+        outcome, found = run(
+            workspace(tmp_path / name, vae_batch_size=size), items, vae, advance=advanced.append
+        )
+        assert outcome.encoded == sum(advanced) == len(items)
+        assert found.keys() == alone.keys()
+        for key, latent in alone.items():
+            if size == 1:
+                assert found[key].tobytes() == latent.tobytes()
+            else:
+                np.testing.assert_allclose(found[key], latent, rtol=1e-3, atol=1e-5)
+
+
+def test_in_whatever_order_images_come_each_latent_is_encoded_once(tmp_path: Path) -> None:
+    items = of_all_sorts(tmp_path)
+    hashes = list(dict.fromkeys(each.content_hash for each in items))
+    images = [[each for each in items if each.content_hash == one] for one in hashes]
+    for seed in range(5):
+        random.Random(seed).shuffle(images)
+        place = workspace(tmp_path / str(seed), vae_batch_size=3)
+        outcome, found = run(place, list(chain(*images)), Stub(lambda _: None))
+        assert outcome.encoded == len(found) == len(items)
+
+
+def test_batches_are_full_where_images_share_their_buckets(tmp_path: Path) -> None:
+    """Five images in two buckets, in batches of three: two of each bucket."""
+    items = [e for n in range(5) for e in geometries(item(tmp_path, n), (LARGE, (0, 0)))]
+    stub = Stub(lambda _: None)
+    run(workspace(tmp_path / "w", vae_batch_size=3), items, stub)
+    assert stub.shapes == [(3, 32, 48), (3, 48, 64), (2, 32, 48), (2, 48, 64)]
+
+
+def test_an_image_that_fails_is_told_of_for_each_geometry(tmp_path: Path, vae: Any) -> None:
+    images = [geometries(item(tmp_path, n), (LARGE, (0, 0))) for n in range(5)]
+    images[1][0].paths[0].unlink()
+    broken = images[3][0].paths[0]
+    broken.write_bytes(broken.read_bytes()[:-200])
+    truncated = blake3(broken.read_bytes()).hexdigest()[:32]
+    images[3] = [replace(each, content_hash=truncated) for each in images[3]]
+    advanced: list[int] = []
+    place = workspace(tmp_path / "w", vae_batch_size=2)
+    outcome, found = run(place, list(chain(*images)), vae, advance=advanced.append)
+    assert [each for each, _ in outcome.changed] == images[1]
+    assert [each for each, _ in outcome.failed] == images[3]
+    good = images[0] + images[2] + images[4]
+    assert found.keys() == {each.pixels_key for each in good}
+    assert (outcome.encoded, sum(advanced)) == (6, 10)
+    failures = [row for row in place.latents.read().to_pylist() if row["status"] == "failed"]
+    assert [(row["pixels_key"], row["bucket"]) for row in failures] == [
+        (each.pixels_key, each.bucket_name) for each in images[3]
+    ]
+
+
+def test_memory_that_is_short_for_one_geometry_leaves_the_other(
+    tmp_path: Path, vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = geometries(item(tmp_path, 1), (LARGE, (0, 0)))
+    real = encoder.read_pixels
+
+    def short_of_memory(data: bytes, bucket: tuple[int, int], *more: Any) -> np.ndarray:
+        if bucket == LARGE:
+            raise MemoryError
+        return real(data, bucket, *more)
+
+    monkeypatch.setattr(encoder, "read_pixels", short_of_memory)
+    outcome, found = run(workspace(tmp_path / "w"), items, vae)
+    assert found.keys() == {items[0].pixels_key}
+    assert [each for each, _ in outcome.unread] == items[1:]
 
 
 def test_bfloat16_comes_out_in_the_latents_dtype(tmp_path: Path, small_omnigen: Path) -> None:
@@ -350,20 +468,25 @@ class Stub:
     def __init__(self, during: Callable[[int], object]) -> None:
         self.during = during
         self.batches = 0
+        #: (number, height, width) of each batch.
+        self.shapes: list[tuple[int, int, int]] = []
 
     def encode(self, x: torch.Tensor) -> Any:
         self.during(self.batches)
         self.batches += 1
         b, _, height, width = x.shape
+        self.shapes.append((b, height, width))
         zeros = torch.zeros(b, 4, height // 8, width // 8)
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=zeros, logvar=zeros))
 
 
+@pytest.mark.parametrize("buckets", [1, 3])
 @pytest.mark.parametrize("number", [12, 60])
-def test_decoded_images_are_few_however_many_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+def test_decoded_images_and_open_shards_are_few_however_many_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, buckets: int
 ) -> None:
-    """Alive are the batch in work, and what is decoded ahead: a batch and two for each thread."""
+    """Alive are the batches of the image's buckets, and what is decoded ahead: a batch of images
+    and two for each thread, in all of their geometries. Open is a shard for each bucket."""
     lock, alive, most = threading.Lock(), 0, 0
 
     def gone() -> None:
@@ -371,9 +494,9 @@ def test_decoded_images_are_few_however_many_wait(
         with lock:
             alive -= 1
 
-    def decode(*_: Any) -> np.ndarray:
+    def decode(data: bytes, bucket: tuple[int, int], *_: Any) -> np.ndarray:
         nonlocal alive, most
-        pixels = np.zeros((32, 48, 3), np.uint8)
+        pixels = np.zeros((bucket[1], bucket[0], 3), np.uint8)
         weakref.finalize(pixels, gone)
         with lock:
             alive += 1
@@ -383,14 +506,26 @@ def test_decoded_images_are_few_however_many_wait(
     monkeypatch.setattr(encoder, "read_source", lambda _: b"")
     monkeypatch.setattr(encoder, "read_pixels", decode)
     first = item(tmp_path, 0)
+    # Half of the images lie in other buckets than the rest.
     items = [
-        replace(first, pixels_key=f"{each:032x}", content_hash=f"{each:032x}")
+        replace(
+            first,
+            pixels_key=f"{each:030x}{side:02x}",
+            content_hash=f"{each:032x}",
+            bucket=(16 * side + 160 * (each < number // 2), 16),
+        )
         for each in range(number)
+        for side in range(1, buckets + 1)
     ]
     place = workspace(tmp_path / "w", vae_batch_size=3, decode_workers=2)
-    outcome, _ = run(place, items, Stub(lambda _: None))
-    assert outcome.encoded == number
-    assert 3 <= most <= 2 * 3 + 2 * 2 + 1  # the last is the one that is handed over
+    opened: list[int] = []
+    stub = Stub(lambda _: opened.append(len(list(place.staging.glob("*.tar")))))
+    outcome, found = run(place, items, stub)
+    assert outcome.encoded == len(found) == number * buckets
+    # The last is the image that is handed over.
+    assert 3 * buckets <= most <= buckets * (2 * 3 + 2 * 2 + 1)
+    assert max(opened) == buckets
+    assert len(list(place.root.glob("latents/*/*.tar"))) == 2 * buckets
     assert alive == 0
 
 

@@ -218,6 +218,40 @@ def test_a_shard_closes_by_age_and_failures_do_too(tmp_path: Path) -> None:
         assert len(rows(place)) == 2
 
 
+def test_buckets_taken_in_turn_share_no_shard_and_need_one_each(tmp_path: Path) -> None:
+    place = workspace(tmp_path)
+    with ShardWriter(place, VAE_KEY, {}) as writer:
+        for number in range(6):
+            bucket, height = (("48x32", 4), ("48x16", 2), ("48x8", 1))[number % 3]
+            writer.add(key(number), bucket, latent(number, height), {})
+        writer.close_all_but({"48x16", "16x16"})
+        assert {row["bucket"] for row in rows(place)} == {"48x32", "48x8"}
+        writer.add(key(6), "48x16", latent(6, 2), {})
+    shards: dict[str, list[str]] = {}
+    for row in rows(place):
+        shards.setdefault(row["shard"], []).append(row["pixels_key"])
+    assert sorted(shards.values()) == [
+        [key(n) for n in numbers] for numbers in ((0, 3), (1, 4, 6), (2, 5))
+    ]
+
+
+def test_each_open_shard_has_an_age_and_a_size_of_its_own(tmp_path: Path) -> None:
+    place, clock = workspace(tmp_path, shard_seconds=60, shard_size_mb=1), Clock()
+    with ShardWriter(place, VAE_KEY, {}, clock) as writer:
+        writer.add(key(1), "48x32", latent(1), {})
+        clock.now = 50.0
+        for number in range(2, 6):
+            assert rows(place) == []
+            writer.add(key(number), "1024x1024", latent(number, 128, 128), {})
+        assert {row["bucket"] for row in rows(place)} == {"1024x1024"}
+        writer.add(key(6), "1024x1024", latent(6, 128, 128), {})
+        clock.now = 60.0
+        writer.close_if_old()
+        assert [row["pixels_key"] for row in rows(place) if row["bucket"] == "48x32"] == [key(1)]
+        assert len(rows(place)) == 5
+    assert len(rows(place)) == 6
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_leaving_by_an_exception_publishes_what_is_whole(
     tmp_path: Path, error: type[BaseException]
