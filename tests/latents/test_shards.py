@@ -303,8 +303,15 @@ def test_no_permission_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(errno.EACCES, "Permission denied", "latents")
 
     monkeypatch.setattr("omnigen_pipe.latents.shards.publish", refuse)
+
+    def write_two() -> None:
+        with ShardWriter(place, VAE_KEY, {}) as writer:
+            writer.add(key(0), "48x32", latent(0), {})
+            writer.add(key(1), "48x16", latent(1, 2), {})
+            assert len(list(place.staging.iterdir())) == 2
+
     with pytest.raises(WriteError, match=r"Permission denied.*Give access"):
-        write(place, range(1))
+        write_two()
     assert rows(place) == []
     assert list(place.staging.iterdir()) == []
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import webdataset
 from blake3 import blake3
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 import stages.bucket
 import stages.discover
@@ -315,14 +316,7 @@ def test_too_little_memory_for_an_image_is_said_and_nothing_else_is_lost(
 
 
 def test_a_file_wanted_for_two_latents_is_named_once(place: Workspace) -> None:
-    toml = place.root / "omnigen-pipe.toml"
-    toml.write_text(
-        toml.read_text()
-        + '[[dataset]]\nid = "larger"\ninstance_data_dir = "photos"\nresolution = 80\n'
-    )
-    place = Workspace.open(place.root)
-    stages.discover.run(place, QUIET)
-    stages.bucket.run(place, QUIET)
+    place = at_two_resolutions(place)
     photos = place.root / "photos"
     (photos / "2.png").unlink()
     Image.new("RGB", (96, 80)).save(photos / "3.png")
@@ -335,6 +329,95 @@ def test_a_file_wanted_for_two_latents_is_named_once(place: Workspace) -> None:
     (note,) = [note for note in summary.notes if "omnigen-pipe discover" in note]
     assert note.startswith("2 files were no longer what discover saw.")
     assert note.count("2.png") == 1
+
+
+def at_two_resolutions(place: Workspace, larger: int = 80, more: str = "") -> Workspace:
+    """`place`, its images wanted at 64 px and at `larger` px, discovered and in buckets."""
+    toml = place.root / "omnigen-pipe.toml"
+    dataset = f'[[dataset]]\nid = "larger"\ninstance_data_dir = "photos"\nresolution = {larger}\n'
+    toml.write_text(toml.read_text() + dataset + more)
+    place = Workspace.open(place.root)
+    stages.discover.run(place, QUIET)
+    stages.bucket.run(place, QUIET)
+    return place
+
+
+#: Names of files in the order in which they were opened, while it is a list.
+_opened: list[str] | None = None
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened is not None:
+        _opened.append(Path(str(arguments[0])).name)
+
+
+sys.addaudithook(_note_opened)  # there for good, and silent but for the test below
+
+
+@pytest.mark.parametrize(
+    ("decode", "larger", "decodings"),
+    # A quarter suffices for 64 and 80 px, but 200 px need all.
+    [("full", 80, 1), ("full", 200, 1), ("reduced", 80, 1), ("reduced", 200, 2)],
+)
+def test_the_same_images_at_two_resolutions_are_read_once_and_decoded_once_for_each_scale(
+    tmp_path: Path,
+    small_omnigen: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decode: str,
+    larger: int,
+    decodings: int,
+) -> None:
+    options = {"vae_batch_size": 1, "latent_dtype": "fp32"}
+    place = make_workspace(tmp_path / "w", small_omnigen, **options)
+    for number in range(6):
+        size = (480, 640) if number % 2 else (640, 480)
+        noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(noise).save(place.root / "photos" / f"{number}.jpg")
+    place = at_two_resolutions(place, larger, f'[pixels]\ndecode = "{decode}"\n')
+    decoded: list[tuple[int, int]] = []
+    prepare = ImageFile.ImageFile.load_prepare
+
+    def spy(image: ImageFile.ImageFile) -> None:
+        decoded.append(image.size)
+        prepare(image)
+
+    monkeypatch.setattr(f"{__name__}._opened", opened := [])
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile.ImageFile, "load_prepare", spy)
+        summary = run(place)
+    monkeypatch.setattr(f"{__name__}._opened", None)
+    assert summary.counts["encoded"] == summary.counts["wanted"] == 12
+    photos = sorted(path.name for path in (place.root / "photos").iterdir())
+    assert sorted(name for name in opened if name in photos) == photos
+    assert len(decoded) == 6 * decodings
+    # No shard is shorter than it must be: there is one for each bucket.
+    buckets = {row["bucket"] for row in ok_rows(place).values()}
+    assert len(list(place.root.glob("latents/*/*.tar"))) == len(buckets) == 4
+
+    # Each geometry by itself, in a workspace of its own, gives the same bytes.
+    found = {key: row["checksum"] for key, row in ok_rows(place).items()}
+    assert found.keys() == wanted_keys(place)
+    samples = place.samples.read()
+    alone: dict[str, int] = {}
+    for dataset in ("photos", "larger"):
+        other = Workspace.open(shutil.copytree(place.root, tmp_path / dataset))
+        shutil.rmtree(other.root / "latents")
+        shutil.rmtree(other.root / "manifests" / "latents")
+        own = samples.filter(pc.equal(samples["dataset"], dataset))
+        monkeypatch.setattr(stages.encode_vae, "current_samples", lambda _, own=own: own)
+        assert run(other).counts["encoded"] == 6
+        alone |= {key: row["checksum"] for key, row in ok_rows(other).items()}
+    assert found == alone
+
+
+def test_an_image_with_one_of_its_latents_wants_only_the_other(place: Workspace) -> None:
+    assert run(place).counts["encoded"] == 7
+    first = ok_rows(place)
+    place = at_two_resolutions(place)
+    summary = run(place)
+    assert (summary.counts["already there"], summary.counts["encoded"]) == (7, 7)
+    assert {key: ok_rows(place)[key] for key in first} == first
+    assert ok_rows(place).keys() == wanted_keys(place)
 
 
 class Interrupting(Progress):
