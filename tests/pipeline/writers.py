@@ -33,11 +33,13 @@ class Writers:
         return Project(folder)
 
 
-def prepare(folder: Path, model: Path, pictures: int, **vae: object) -> Writers:
+def prepare(
+    folder: Path, model: Path, pictures: int, larger: int | None = None, **vae: object
+) -> Writers:
     """Draw so many `pictures` of noise in two shapes, and run every writer undisturbed.
 
-    The workspaces of bucket hold samples.parquet already, made with other settings. `vae` are
-    options of [vae].
+    The workspaces of bucket hold samples.parquet already, made with other settings. With
+    `larger` the pictures are wanted at so many pixels too. `vae` are options of [vae].
     """
     images = folder / "pictures"
     draw(images, pictures)
@@ -45,11 +47,13 @@ def prepare(folder: Path, model: Path, pictures: int, **vae: object) -> Writers:
     here.root.mkdir()
     options = "".join(f"{name} = {json.dumps(value)}\n" for name, value in vae.items())
 
+    dataset = f"instance_data_dir = {json.dumps(str(images))}\naspect_bucket_alignment = 16\n"
+    more = f'[[dataset]]\nid = "larger"\n{dataset}resolution = {larger}\n' if larger else ""
+
     def configure(resolution: int) -> None:
         (here.root / "omnigen-pipe.toml").write_text(
             f"[model]\npretrained_model_name_or_path = {json.dumps(str(model))}\n[vae]\n{options}"
-            f'[[dataset]]\nid = "main"\ninstance_data_dir = {json.dumps(str(images))}\n'
-            f"resolution = {resolution}\naspect_bucket_alignment = 16\n"
+            f'[[dataset]]\nid = "main"\n{dataset}resolution = {resolution}\n{more}'
         )
 
     writers = Writers({}, {})
