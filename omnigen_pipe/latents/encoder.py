@@ -142,6 +142,7 @@ def encode(
         batch = batches.pop(bucket)
         _encode_batch(batch, vae, writer, config, vae_key, device, outcome)
         advance(len(batch))
+        batch.clear()  # the loop still knows it
 
     decoded = _decoded(items, config)
     try:
