@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import threading
 import time
 import uuid
@@ -108,7 +109,8 @@ def publish(staged_path: Path, final: Path) -> Path:
 
 @contextmanager
 def publishing(staging: Path, final: Path) -> Iterator[Path]:
-    """Yields a new name under `staging`; the file written there is then published as `final`.
+    """Yields a new name under `staging`; the file or folder written there is then published as
+    `final`.
 
     Raises `WriteError` where the disk is full or not writable. After any exception nothing is
     left in `staging`.
@@ -126,6 +128,10 @@ def publishing(staging: Path, final: Path) -> Iterator[Path]:
 
 
 def discard(staged_path: Path) -> None:
-    """Remove an unfinished file, where that is possible: nobody reads what stays in `staging`."""
+    """Remove an unfinished file or folder, where that is possible: nobody reads what stays in
+    `staging`."""
     with suppress(OSError):
-        staged_path.unlink(missing_ok=True)
+        if staged_path.is_dir() and not staged_path.is_symlink():
+            shutil.rmtree(staged_path)
+        else:
+            staged_path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from manifests.publish import publishing
+from manifests.publish import discard, publishing
 from omnigen_pipe.config import CONFIG_NAME
 from omnigen_pipe.embedded.making import STAGING_NAME, Making
 from omnigen_pipe.progress import Progress
@@ -89,20 +89,25 @@ def draw_learned(folder: Path, making: Making, progress: Progress) -> None:
 
     The table comes last: where it is, the rest is complete, and nothing is done.
     """
-    captions = folder / CAPTIONS_NAME
+    captions, staging = folder / CAPTIONS_NAME, folder / STAGING_NAME
     if captions.exists():
         return
     pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
+    discard(pictures)  # of a start that did not come to the table
     lines = []
-    with progress.task("Drawing pictures", making.pictures) as advance:
+    # Published as a folder, they are flushed to the disk before the table says that they are there.
+    with (
+        publishing(staging, pictures) as unfinished,
+        progress.task("Drawing pictures", making.pictures) as advance,
+    ):
+        unfinished.mkdir()
         for number, scene in enumerate(learned_scenes(making)):
-            path = pictures / f"{number:06}.png"
+            path = unfinished / f"{number:06}.png"
             save(scene, path)
             lines.append(json.dumps({"path": path.name, "caption": scene.caption}) + "\n")
             advance(1)
     configuration = _CONFIGURATION.format(seed=making.seed, steps=making.steps)
     texts = {CONFIG_NAME: configuration, CAPTIONS_NAME: "".join(lines)}
     for name, text in texts.items():
-        with publishing(folder / STAGING_NAME, folder / name) as unfinished:
+        with publishing(staging, folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")

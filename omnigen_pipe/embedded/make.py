@@ -24,11 +24,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import PipeError, WriteError
-from manifests.publish import publish, staged
+from manifests.errors import PipeError
+from manifests.lock import sign
+from manifests.publish import publishing
 from omnigen_pipe.embedded.layout import write_scheduler_and_index
 from omnigen_pipe.embedded.learned import draw_learned
-from omnigen_pipe.embedded.making import PLAN_NAME, STAGING_NAME, Making, begin, note_versions
+from omnigen_pipe.embedded.making import PLAN_NAME, STAGING_NAME, Making, begun, note_versions
 from omnigen_pipe.embedded.tokenizer import build_tokenizer
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.prompts.template import CFG_PROMPT, DIFFUSERS_NEGATIVE_PROMPT, render
@@ -57,22 +58,28 @@ class StageFailed(PipeError):
 def make(folder: Path, making: Making, progress: Progress) -> Path:
     """Make the model in `folder` as far as it is not made; returns the finished model's folder.
 
-    Raises `UsageError` where `folder` was begun otherwise, `PipeError` where something fails, and
-    `Stopped` where a signal asks for it. What was done is kept.
+    Raises `UsageError` where `folder` was begun otherwise or another process works in it,
+    `PipeError` where something fails, and `Stopped` where a signal asks for it. What was done is
+    kept.
     """
-    begin(folder, making)
     finished = folder / "finished"
-    if not finished.exists():
-        _make_parts(folder, making, finished, progress)
-    from omnigen_pipe.embedded.card import CARD_NAME, write_card
+    with begun(folder, making) as lock:
+        if not finished.exists():
+            _make_parts(folder, making, finished, lock, progress)
+        from omnigen_pipe.embedded.card import CARD_NAME, write_card
 
-    if not (finished / CARD_NAME).exists():
-        write_card(finished, folder / STAGING_NAME, progress)
+        if not (finished / CARD_NAME).exists():
+            write_card(finished, folder / STAGING_NAME, progress)
     return finished
 
 
-def _make_parts(folder: Path, making: Making, finished: Path, progress: Progress) -> None:
-    """Make the parts one after the other, and publish the `finished` model, without its card."""
+def _make_parts(
+    folder: Path, making: Making, finished: Path, lock: int, progress: Progress
+) -> None:
+    """Make the parts one after the other, and publish the `finished` model, without its card.
+
+    `lock` is the handle of the folder's lock.
+    """
     import diffusers
     import torch
 
@@ -92,7 +99,7 @@ def _make_parts(folder: Path, making: Making, finished: Path, progress: Progress
     )
     draw_learned(folder, making, progress)
     for stage in _STAGES:
-        run_stage(stage, folder)
+        run_stage(stage, folder, lock)
     trained = pretraining.pretrain(
         Workspace.open(folder),
         model / "transformer",
@@ -118,19 +125,11 @@ def _once(final: Path, staging: Path, write: Callable[[Path], object]) -> None:
     there. Anybody may read what is published."""
     if final.exists():
         return
-    try:
-        path = staged(staging, final)
-        try:
-            path.mkdir()
-            write(path)
-            for each in [path, *path.rglob("*")]:
-                each.chmod(0o755 if each.is_dir() else 0o644)
-            publish(path, final)
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise WriteError(final, error) from error
+    with publishing(staging, final) as path:
+        path.mkdir()
+        write(path)
+        for each in [path, *path.rglob("*")]:
+            each.chmod(0o755 if each.is_dir() else 0o644)
 
 
 def _make_tokenizer(folder: Path, making: Making) -> None:
@@ -149,15 +148,19 @@ def _make_vae(path: Path, folder: Path, making: Making, progress: Progress) -> N
     save_part(vae, path)
 
 
-def run_stage(stage: str, folder: Path) -> None:
+def run_stage(stage: str, folder: Path, lock: int) -> None:
     """Run a stage on the workspace `folder` in a process of its own.
 
-    Raises `StageFailed`, and `Stopped` where a signal came: the stage is given it, too, and time
-    to publish what it has done.
+    It holds the folder's lock, which is open as `lock`, too: where this process is killed, nobody
+    else works in the folder until the stage has ended. Raises `StageFailed`, and `Stopped` where
+    a signal came: the stage is given it, too, and time to publish what it has done.
     """
     # In a session of its own Ctrl-C does not reach it at once: every signal comes from here, once.
-    with subprocess.Popen(_command(stage, folder), start_new_session=True) as process:
+    with subprocess.Popen(
+        _command(stage, folder), start_new_session=True, pass_fds=[lock]
+    ) as process:
         try:
+            sign(lock, process.pid)
             status = process.wait()
         except Stopped as stop:
             process.send_signal(stop.signal)
@@ -167,6 +170,8 @@ def run_stage(stage: str, folder: Path) -> None:
                 process.kill()
                 raise
             raise
+        finally:
+            sign(lock)
     if status != 0:
         raise StageFailed(stage, status)
 

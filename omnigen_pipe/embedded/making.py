@@ -1,19 +1,24 @@
-"""How much of everything a model is made of, written down before any work.
+"""How much of everything a model is made of, written down before any work, and by whom.
 
 `plan.json` lies in the folder where a model is made, and beside the finished one: what decides
-the result, and with which versions the work was done. A folder goes on with its own plan only.
+the result, and with which versions the work was done. A folder goes on with its own plan only,
+and one making at a time works in it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from manifests.errors import PipeError, UsageError
-from manifests.publish import publishing
+from manifests.lock import holder, locked, sign
+from manifests.publish import discard, publishing
 
 PLAN_NAME = "plan.json"
+LOCK_NAME = "making.lock"
 STAGING_NAME = "staging"
 _VERSIONS = "made_with"
 
@@ -34,23 +39,50 @@ class Making:
         return " ".join(f"{names[name]} {value}" for name, value in asdict(self).items())
 
 
-def begin(folder: Path, making: Making) -> None:
-    """Publish the plan of a new `folder`, which is made; in one that has begun, compare.
+@contextmanager
+def begun(folder: Path, making: Making) -> Iterator[int]:
+    """Within it this process alone makes a model in `folder`, by the plan `making`, which a new
+    folder is given; the value is the lock's handle, for child processes that work in it, too.
 
-    Raises `UsageError` where `folder` was begun with another plan, or holds something else.
+    What starts that were killed have left unfinished is removed. On a file system without locks
+    it cannot be known whether another making works there: nothing is refused then, and nothing
+    removed. Raises `UsageError` where another one does, where `folder` was begun with another
+    plan, or where it holds something else, which is then not touched.
+    """
+    _check(folder, making)
+    with locked(folder / LOCK_NAME) as lock:
+        if lock.held is False:
+            raise UsageError(
+                f"A model is being made in {folder} now: {holder(lock.handle)} holds its "
+                f"{LOCK_NAME}. Wait for it or stop it, or name another folder."
+            )
+        sign(lock.handle)
+        if not _check(folder, making):
+            _write(folder, making, [])
+        staging = folder / STAGING_NAME
+        if lock.held and staging.is_dir():
+            for leftover in staging.iterdir():
+                discard(leftover)
+        yield lock.handle
+
+
+def _check(folder: Path, making: Making) -> bool:
+    """Whether `folder` has its plan, `making`; False where it is new. Writes nothing.
+
+    Raises `UsageError` where it was begun with another plan, or holds something else.
     """
     if (folder / PLAN_NAME).exists():
-        begun, _ = read_plan(folder)
-        if begun != making:
+        begun_with, _ = read_plan(folder)
+        if begun_with != making:
             raise UsageError(
-                f"{folder} was begun with {begun.options()}, and is now to go on with "
+                f"{folder} was begun with {begun_with.options()}, and is now to go on with "
                 f"{making.options()}. Give the options that it was begun with, or name a new "
                 "folder."
             )
-        return
+        return True
     if folder.is_dir():
-        # A start that was killed leaves no more than a staging folder.
-        foreign = sorted({path.name for path in folder.iterdir()} - {STAGING_NAME})
+        # What a start that was killed leaves before its plan.
+        foreign = sorted({path.name for path in folder.iterdir()} - {LOCK_NAME, STAGING_NAME})
         if foreign:
             raise UsageError(
                 f"{folder} holds {foreign[0]} but no {PLAN_NAME}: no model was begun there, or "
@@ -58,7 +90,7 @@ def begin(folder: Path, making: Making) -> None:
             )
     elif folder.exists():
         raise UsageError(f"{folder} is a file. Name a new folder.")
-    _write(folder, making, [])
+    return False
 
 
 def read_plan(folder: Path) -> tuple[Making, list[str]]:

@@ -28,7 +28,7 @@ from typing import Any
 from blake3 import blake3
 
 from manifests.errors import PipeError, UsageError
-from manifests.lock import locked
+from manifests.lock import holder, locked, sign
 from manifests.publish import publishing
 from omnigen_pipe.config import CONFIG_NAME, LokrConfig
 from omnigen_pipe.runs import checkpoints
@@ -77,12 +77,14 @@ class Run:
 
         On a file system without locks it cannot be known, and nothing is refused.
         """
-        with locked(self.folder / LOCK_NAME) as held:
-            if held is False:
+        with locked(self.folder / LOCK_NAME) as lock:
+            if lock.held is False:
                 raise UsageError(
-                    f"Another command is training the run `{self.name}` now. Wait for it or stop "
-                    "it, or set another tracker_run_name."
+                    f"Another command is training the run `{self.name}` now: "
+                    f"{holder(lock.handle)}. Wait for it or stop it, or set another "
+                    "tracker_run_name."
                 )
+            sign(lock.handle)
             yield
 
     def has_begun(self) -> bool:

@@ -41,7 +41,7 @@ def little() -> None:
     make.run_stage = _stage_in_process
 
 
-def _stage_in_process(stage: str, folder: Path) -> None:
+def _stage_in_process(stage: str, folder: Path, lock: int) -> None:
     from omnigen_pipe.cli import app
 
     given, sys.argv = sys.argv, ["omnigen-pipe", stage, "-w", str(folder), "--quiet"]

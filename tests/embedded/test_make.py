@@ -7,7 +7,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +24,7 @@ from small_making import MAKING, little, start
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.embedded import make
 from omnigen_pipe.embedded.make import StageFailed, run_stage
-from omnigen_pipe.embedded.making import PLAN_NAME, Making, begin
+from omnigen_pipe.embedded.making import LOCK_NAME, PLAN_NAME, Making, begun
 from omnigen_pipe.embedded.pretraining import load_transformer
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import frozen
@@ -40,7 +43,7 @@ PLACES = [
     (f"{EMBEDDED}.autoencoder:psnr", 1),
     (f"{EMBEDDED}.pretraining:new_transformer", 1),
     (f"{EMBEDDED}.learned:save", 7),
-    (f"{EMBEDDED}.learned:publishing", 2),
+    (f"{EMBEDDED}.learned:publishing", 3),
     (f"{EMBEDDED}.make:run_stage", 1),
     (f"{EMBEDDED}.make:run_stage", 2),
     (f"{EMBEDDED}.make:run_stage", 3),
@@ -123,9 +126,15 @@ def test_killed_at_every_part_it_goes_on_to_the_same_model(tmp_path: Path, strai
             assert {*files(finished), "README.md"} == set(files(straight / "finished"))
     start(folder).ended()
     check_same(folder, straight)
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert not list((folder / "staging").iterdir())
+
+    def written() -> dict[Path, int]:
+        found = (path for path in folder.rglob("*") if path.name != LOCK_NAME)
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = written()
     start(folder).ended()
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert written() == before
 
 
 @pytest.mark.slow
@@ -227,7 +236,8 @@ def run_script(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
         return [sys.executable, "-c", script]
 
     monkeypatch.setattr(make, "_command", command)
-    run_stage("bucket", Path("/"))
+    with tempfile.TemporaryFile() as lock:
+        run_stage("bucket", Path("/"), lock.fileno())
 
 
 @pytest.mark.parametrize(
@@ -283,7 +293,8 @@ def test_errors_are_a_sentence_and_a_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "w"
-    begin(folder, Making(seed=1))
+    with begun(folder, Making(seed=1)):
+        pass
     assert main(monkeypatch, str(folder), "--seed", "2") == 2
     assert capsys.readouterr().err.startswith(f"Error: {folder} was begun with --seed 1 ")
     assert main(monkeypatch, str(folder), "--steps", "0") == 2
@@ -311,8 +322,100 @@ def test_a_failing_part_leaves_nothing(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path / "staging")
 
 
+def test_a_second_making_says_who_makes_already(tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    command = [sys.executable, "-m", f"{EMBEDDED}.make", str(folder), *MAKING.options().split()]
+    with begun(folder, MAKING):
+        (folder / "staging" / "1-vae").touch()
+        ended = subprocess.run(command, cwd=forked.ROOT, capture_output=True, text=True)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"Error: A model is being made in {folder} now: ")
+        assert f"process {os.getpid()} on " in ended.stderr
+        assert (folder / "staging" / "1-vae").exists()
+
+
+#: Begins a making in the folder that it is given, and does this there.
+_MAKER = """
+import os, signal, sys
+from pathlib import Path
+from omnigen_pipe.embedded import make
+from omnigen_pipe.embedded.making import Making, begun
+
+folder = Path(sys.argv[1])
+with begun(folder, Making()) as lock:
+    {}
+"""
+
+
+def maker(folder: Path, does: str) -> subprocess.Popen[str]:
+    """Start a making in a process of its own, which `does` this."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _MAKER.format(does), str(folder)],
+        cwd=forked.ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_killed_making_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "w"
+    does = """
+    def write(path):
+        (path / "half").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    make._once(folder / "model" / "vae", folder / "staging", write)
+    """
+    with maker(folder, does) as killed:
+        assert killed.wait() == -signal.SIGKILL
+    (left,) = (folder / "staging").iterdir()
+    assert [path.name for path in left.iterdir()] == ["half"]
+    seen = []
+
+    def parts(folder: Path, *others: object) -> None:
+        seen.append(list((folder / "staging").iterdir()))
+        raise PipeError("enough")
+
+    monkeypatch.setattr(make, "_make_parts", parts)
+    with pytest.raises(PipeError, match="enough"):
+        make.make(folder, Making(), Progress(quiet=True))
+    assert seen == [[]]
+
+
+def test_a_stage_that_outlives_its_making_keeps_others_out(tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    does = """
+    stage = "import os; print(os.getpid(), flush=True); input()"
+    make._command = lambda *_: [sys.executable, "-c", stage]
+    make.run_stage("discover", folder, lock)
+    """
+    with maker(folder, does) as making:
+        assert making.stdout is not None
+        assert making.stdin is not None
+        stage = int(making.stdout.readline())
+        making.kill()
+        making.wait()
+        (folder / "staging" / "1-images.parquet").touch()
+        with pytest.raises(UsageError, match=f": process {stage} on "), begun(folder, Making()):
+            pass
+        assert (folder / "staging" / "1-images.parquet").exists(), "the stage may be writing it"
+        making.stdin.close()  # the stage ends
+        making.stdout.read()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with begun(folder, Making()):
+                    assert not list((folder / "staging").iterdir())
+                break
+            except UsageError:
+                assert time.monotonic() < deadline
+
+
 def test_a_folder_begun_otherwise_is_not_touched(tmp_path: Path) -> None:
-    begin(tmp_path / "w", MAKING)
+    with begun(tmp_path / "w", MAKING):
+        pass
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(UsageError, match="--seed 1"):
         make.make(tmp_path / "w", Making(), Progress(quiet=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 from omnigen_pipe.config import VaeConfig
 from omnigen_pipe.embedded.autoencoder import SCALING_FACTOR, pixels, psnr
 from omnigen_pipe.embedded.learned import learned_scenes, unseen_scenes, usual_scenes
-from omnigen_pipe.embedded.making import Making, read_plan
+from omnigen_pipe.embedded.making import PLAN_NAME, Making, begun, note_versions, read_plan
 from omnigen_pipe.embedded.rates import draw_scenes, measure
 from omnigen_pipe.latents.vae import load_vae
 from omnigen_pipe.prompts.template import CFG_PROMPT, render
@@ -134,6 +135,18 @@ def test_the_model_card_says_how_it_was_made(embedded: Path) -> None:
         "dB",
     ):
         assert words in card
+
+
+def test_its_plan_is_the_usual_one_as_a_making_writes_it(embedded: Path, tmp_path: Path) -> None:
+    """To the last byte; so a making goes on from the shipped plan without any option."""
+    _, versions = read_plan(embedded)
+    assert all(re.fullmatch(r"torch \S+ and diffusers \S+", text) for text in versions)
+    assert len(versions) > 0
+    with begun(tmp_path / "w", Making()):
+        for text in versions:
+            note_versions(tmp_path / "w", text)
+    shipped = (embedded / PLAN_NAME).read_bytes()
+    assert shipped == (tmp_path / "w" / PLAN_NAME).read_bytes()
 
 
 def test_nothing_of_the_place_where_it_was_made_is_shipped(embedded: Path) -> None:
