@@ -890,11 +890,15 @@ def inspect(
 ) -> None:
     """Say what an adapter file holds: configuration, modules, size and strength of the change."""
     from omnigen_pipe.model.inspection import inspect_adapter, show_report
-    from omnigen_pipe.runs.checkpoints import find_adapter
+    from omnigen_pipe.progress import Progress
+    from omnigen_pipe.runs.checkpoints import locate_adapter
 
-    report = inspect_adapter(find_adapter(adapter))
+    file, passed_over = locate_adapter(adapter)
+    report = inspect_adapter(file)
+    for sentence in passed_over:
+        Progress().note(sentence, always=True)
     if as_json:
-        print(json.dumps(report.as_json(), indent=2))
+        print(json.dumps({**report.as_json(), "notes": passed_over}, indent=2))
     else:
         show_report(report)
 

@@ -191,7 +191,7 @@ def _runs(workspace: Workspace, sample_id: str) -> list[dict[str, Any]]:
         try:
             frozen = FrozenSamples.open(path)
             start = run.start()
-            checkpoint, _ = run.resume_point("latest")
+            checkpoint, passed_over = run.resume_point("latest")
         except PipeError as error:
             found.append({"run": run.name, "problem": str(error)})
             continue
@@ -206,7 +206,7 @@ def _runs(workspace: Workspace, sample_id: str) -> list[dict[str, Any]]:
         places = np.flatnonzero(np.isin(order.samples, rows))
         micro = [int(np.flatnonzero((order.starts <= p) & (p < order.ends))[0]) for p in places]
         steps = sorted(before + m // order.micro_batches + 1 for m in micro)
-        found.append({"run": run.name, "epoch": epoch, "steps": steps})
+        found.append({"run": run.name, "epoch": epoch, "steps": steps, "notes": passed_over})
     return found
 
 
@@ -262,4 +262,5 @@ def _lines(sample: dict[str, Any]) -> list[str]:
         else:
             steps = ", ".join(str(step) for step in run["steps"])
             lines.append(f"          run {run['run']}, epoch {run['epoch']}: step {steps}")
+            lines += [f"            {sentence}" for sentence in run["notes"]]
     return lines

@@ -63,7 +63,7 @@ class Checkpoint:
             try:
                 found = _hash(self.folder / name)
             except OSError as error:
-                return f"{name} cannot be read: {error.strerror}"
+                return f"{name} cannot be read: {error.strerror or error}"  # of blake3 only a text
             if found != wanted:
                 return f"{name} is damaged"
         return None
@@ -154,20 +154,13 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
-def find_adapter(path: Path) -> Path:
-    """The adapter's file for `path`: itself, a checkpoint's, or that of a run's newest checkpoint.
-
-    Raises `UsageError` where a folder holds none.
-    """
-    return locate_adapter(path)[0]
-
-
 def locate_adapter(path: Path, ema: bool = False) -> tuple[Path, list[str]]:
-    """The same, or with `ema` the average beside it, and a sentence for each damaged checkpoint
-    that was passed over for an older one.
+    """The adapter's file for `path`: itself, a checkpoint's, or that of a run's newest whole
+    checkpoint; or with `ema` the average beside it. With a sentence for each damaged checkpoint
+    that was passed over for an older one: whoever takes the file is to say it.
 
-    Raises `UsageError` also where a folder holds no average, or `path` is a file and `ema` asks
-    for another.
+    Raises `UsageError` where a folder holds none, or no average, or `path` is a file and `ema`
+    asks for another; `PipeError` where `path` is a checkpoint that is damaged.
     """
     if not path.is_dir():
         if ema:

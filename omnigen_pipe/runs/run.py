@@ -120,7 +120,8 @@ class Run:
         try:
             digest = blake3().update_mmap(self.samples).hexdigest()
         except OSError as error:
-            raise PipeError(f"{self.samples} cannot be read: {error.strerror}.") from error
+            why = error.strerror or error  # of blake3 only a text
+            raise PipeError(f"{self.samples} cannot be read: {why}.") from error
         if digest != found.samples:
             raise PipeError(
                 f"{self.samples} is damaged: it is not what the run `{self.name}` was started "

@@ -17,7 +17,7 @@ from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import exact_float32, pick_device
 from omnigen_pipe.model.lokr import adapter_config
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.runs.checkpoints import EMA_NAME, find_adapter
+from omnigen_pipe.runs.checkpoints import EMA_NAME, locate_adapter
 from omnigen_pipe.runs.freezing import check_transformer
 from omnigen_pipe.runs.frozen import FrozenSamples, locate
 from omnigen_pipe.runs.run import Run
@@ -54,8 +54,9 @@ def score(
     """Evaluate the adapters at `places`, and first the base model alone if `base`.
 
     A place is an adapter's file, a checkpoint's folder or a run's; of a checkpoint its average is
-    evaluated, too. Without places it is the newest checkpoint of the run. Raises `UsageError`
-    where the run has no evaluation samples, or a place holds no adapter.
+    evaluated, too. Without places it is the newest checkpoint of the run. Damaged checkpoints that
+    were passed over are named on stderr. Raises `UsageError` where the run has no evaluation
+    samples, or a place holds no adapter.
     """
     config = workspace.config.train
     name = run_name or config.tracker_run_name
@@ -68,7 +69,7 @@ def score(
             f"{config.base_model_precision}: the numbers do not compare with those it wrote.",
             always=True,
         )
-    files = [file for place in places or [run.folder] for file in _adapters(place)]
+    files = [file for place in places or [run.folder] for file in _adapters(place, progress)]
     count = images(len(reader.frozen), config)
     device = pick_device(device_name)
 
@@ -114,9 +115,11 @@ def _inputs(workspace: Workspace, run: Run) -> tuple[BatchReader, tuple[float, .
     return reader, variance
 
 
-def _adapters(place: Path) -> Iterator[Path]:
+def _adapters(place: Path, progress: Progress) -> Iterator[Path]:
     """The adapter at `place`, and its average where it lies in a checkpoint that has one."""
-    file = find_adapter(place)
+    file, passed_over = locate_adapter(place)
+    for sentence in passed_over:
+        progress.note(sentence, always=True)
     if not file.is_file():
         raise UsageError(f"There is no adapter {file}.")
     yield file

@@ -18,7 +18,7 @@ from omnigen_pipe.model.transformer import check_fits
 from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import checkpoints
-from omnigen_pipe.runs.checkpoints import Checkpoint, Position, find_adapter
+from omnigen_pipe.runs.checkpoints import Checkpoint, Position, locate_adapter
 from omnigen_pipe.runs.conditions import processor, versions
 from omnigen_pipe.runs.frozen import FrozenSamples, locate
 from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
@@ -132,7 +132,9 @@ class Session:
         config = self.workspace.config.train
         initial = None
         if checkpoint is None and config.init_lora is not None:
-            initial = find_adapter(self.workspace.path(config.init_lora))
+            initial, passed_over = locate_adapter(self.workspace.path(config.init_lora))
+            for sentence in passed_over:
+                summary.say(self.progress, sentence)
         sharded = config.fsdp_enable and self.processes.size > 1
         trainee = load_trainee(self.workspace, self.lokr, device, initial=initial, sharded=sharded)
         shape = trainee.transformer.config

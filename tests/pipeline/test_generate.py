@@ -187,7 +187,7 @@ def test_an_adapter_counts_by_its_strength(here: Project, adapter: Path) -> None
 def test_the_average_of_an_adapter_is_drawn_with_where_it_is_asked_for(
     here: Project, adapter: Path
 ) -> None:
-    """Of a checkpoint's folder; `find_adapter` has tests of its own."""
+    """Of a checkpoint's folder; `locate_adapter` has tests of its own."""
     folder = here.root / "checkpoint"
     folder.mkdir()
     shutil.copy(adapter, folder / "ema.safetensors")

@@ -210,11 +210,11 @@ def test_a_renamed_checkpoint_is_not_of_another_step(tmp_path: Path) -> None:
 
 def test_no_adapter_is_taken_from_a_damaged_checkpoint(tmp_path: Path) -> None:
     saved = _save(tmp_path, 3)
-    assert checkpoints.find_adapter(saved.folder) == saved.adapter
+    assert checkpoints.locate_adapter(saved.folder) == (saved.adapter, [])
     saved.adapter.write_bytes(b"another")
     with pytest.raises(PipeError, match=r"cannot be used: adapter\.safetensors is damaged"):
-        checkpoints.find_adapter(saved.folder)
-    assert checkpoints.find_adapter(saved.adapter) == saved.adapter, "a file is taken as it is"
+        checkpoints.locate_adapter(saved.folder)
+    assert checkpoints.locate_adapter(saved.adapter) == (saved.adapter, []), "a file is taken as is"
 
 
 def test_a_run_s_adapter_comes_with_what_was_passed_over(tmp_path: Path) -> None:
