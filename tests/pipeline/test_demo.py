@@ -29,14 +29,17 @@ def test_an_adapter_learns_a_new_shape_and_keeps_the_old_ones(tmp_path: Path) ->
 def test_the_demo_from_an_empty_folder_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps of it, and few pictures: what is done is not done again."""
+    """Two steps of it, on few pictures, and few judged: what is done is not done again."""
     short = project.CONFIGURATION.replace("max_train_steps = 300", "max_train_steps = 2")
     assert short != project.CONFIGURATION
     monkeypatch.setattr(project, "CONFIGURATION", short)
+    monkeypatch.setattr(project, "NEW_PICTURES", 6)
+    monkeypatch.setattr(project, "KNOWN_PICTURES", 30)
     monkeypatch.setattr(proof, "NEW", 6)
     monkeypatch.setattr(proof, "KNOWN", 8)
     here = Project(tmp_path)
     first = here.json("demo")
+    assert first["stages"][0]["counts"]["images"] == 36
     assert first["proof"]["known_before"]["pictures"] == 8
     with Image.open(tmp_path / "demo" / GRID_NAME) as grid:
         assert grid.width > 700

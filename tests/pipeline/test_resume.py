@@ -14,22 +14,26 @@ from training_project import change, evaluations, metrics, prepare
 
 from small_omnigen import build_small_omnigen
 
-STEPS = 40
+#: Steps of such runs that every test run does, and of those that only the slow ones do.
+STEPS, MANY = 24, 40
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("steps", "options"),
     [
-        {},
+        (STEPS, {}),
         pytest.param(
+            MANY,
             {"optimizer": "prodigy", "learning_rate": 1.0, "train_batch_size": 1},
             marks=pytest.mark.slow,
         ),
         pytest.param(
+            MANY,
             {"optimizer": "adamw_schedulefree", "lr_scheduler": "constant", "use_ema": False},
             marks=pytest.mark.slow,
         ),
         pytest.param(
+            MANY,
             {"gradient_checkpointing": True, "mixed_precision": "bf16", "vae_posterior": "sample"},
             marks=pytest.mark.slow,
         ),
@@ -37,14 +41,14 @@ STEPS = 40
     ids=str,
 )
 def test_a_run_killed_anywhere_ends_as_one_that_never_was(
-    project: Callable[..., Project], tmp_path: Path, options: dict[str, object]
+    project: Callable[..., Project], tmp_path: Path, steps: int, options: dict[str, object]
 ) -> None:
-    """To the last bit: 40 steps over many epochs, with accumulation, repeats, two buckets,
+    """To the last bit, over many epochs, with accumulation, repeats, two buckets,
     regularisation, rollout, evaluation and averages; SIGKILL at drawn steps, again and again."""
     here = prepare(
         project,
         tmp_path,
-        max_train_steps=STEPS,
+        max_train_steps=steps,
         gradient_accumulation_steps=3,
         checkpoint_step_interval=3,
         **options,
@@ -69,11 +73,11 @@ def test_a_run_killed_anywhere_ends_as_one_that_never_was(
     change(here, tracker_run_name="whole")
     start(here.root, "train", "--device", "cpu").ended()
     assert metrics(here) == metrics(here, "whole")
-    assert len(metrics(here)) == STEPS
+    assert len(metrics(here)) == steps
     assert metrics(here)[-1]["epoch"] > 5
     assert evaluations(here) == evaluations(here, "whole")
     folders = [here.root / "runs" / run / "checkpoints" for run in ("default", "whole")]
-    files = sorted((folders[0] / f"step-{STEPS:08d}").glob("*.safetensors"))
+    files = sorted((folders[0] / f"step-{steps:08d}").glob("*.safetensors"))
     assert [file.name for file in files] == ["adapter.safetensors", "ema.safetensors"][
         : 2 if options.get("use_ema", True) else 1
     ]
