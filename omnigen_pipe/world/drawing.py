@@ -17,8 +17,9 @@ SUPERSAMPLING = 4
 SECOND_COLOUR = (0, 170, 170)
 #: Inner corners of a star, and half the width of a cross's arms, as parts of the radius.
 _STAR_INNER, _CROSS_ARM = 0.42, 0.36
-#: Half the width of the new shape's stem; the shape is a bar upon a stem, as a T.
-_STEM = 0.4
+#: The new shape is a bar upon a stem, as a T: where the bar ends, and half the stem's width. Both
+#: parts are so large that each has latents of its own colour.
+_BAR, _STEM = -0.15, 0.42
 
 #: Saved pictures are dated within these years from 2020 on, in seconds since 1970.
 _DRAWN_FROM, _DRAWN_WITHIN = 1_577_836_800, 3 * 365 * 24 * 3600
@@ -41,8 +42,8 @@ def outline(shape: str) -> list[list[Point]]:
         corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
         return [[*corners, *((-x, -y) for x, y in corners)]]
     if shape == NEW_SHAPE:
-        bar = [(-1.0, -1.0), (1.0, -1.0), (1.0, 0.0), (-1.0, 0.0)]
-        return [bar, [(-_STEM, 0.0), (_STEM, 0.0), (_STEM, 1.0), (-_STEM, 1.0)]]
+        bar = [(-1.0, -1.0), (1.0, -1.0), (1.0, _BAR), (-1.0, _BAR)]
+        return [bar, [(-_STEM, _BAR), (_STEM, _BAR), (_STEM, 1.0), (-_STEM, 1.0)]]
     raise ValueError(f"no shape is called {shape}")
 
 

@@ -20,7 +20,7 @@ from omnigen_pipe.world.drawing import SECOND_COLOUR, extent, silhouette
 from omnigen_pipe.world.scenes import BACKGROUNDS, COLOURS, NEW_SHAPE, SHAPES, Scene
 
 #: To be raised whenever a picture may be judged otherwise than before.
-VERSION = 2
+VERSION = 3
 #: A pixel belongs to a blob where some channel differs from the background by this much.
 _DIFFERENT = 40
 #: Smaller blobs, as a part of the shorter side squared, are specks.

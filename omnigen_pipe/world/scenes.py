@@ -32,6 +32,8 @@ BUCKETS = {(64, 64): 6, (96, 64): 2, (64, 96): 2}
 #: elsewhere.
 _ALONE = {"large": 0.36, "small": 0.2}
 _ASIDE = {"large": 0.2, "small": 0.15}
+#: The new shape's, which stands alone in the middle: its two parts need more room than one.
+_NEW = {"large": 0.38, "small": 0.27}
 #: How far a shape may stand from where the sentence puts it, as a part of the shorter side.
 _JITTER = 0.03
 #: Where two shapes stand along their axis, and one that is not in the middle.
@@ -111,7 +113,9 @@ def imagine(
     colours = draw.sample(sorted(COLOURS), count)
     kinds = tuple(zip(draw.choices(shapes, k=count), colours, strict=True))
     if count == 1:
-        return _alone(draw, width, height, background, *kinds[0])
+        place = draw.choice(sorted(PLACES)) if draw.random() < 0.4 else None
+        radii = _ASIDE if place else _ALONE
+        return _alone(draw, width, height, background, *kinds[0], place, radii)
     return _beside(draw, width, height, background, kinds)
 
 
@@ -119,7 +123,7 @@ def imagine_new(draw: random.Random, *, size: tuple[int, int] | None = None) -> 
     """A scene with the new shape, alone in the middle of the picture."""
     width, height = size or draw.choices(list(BUCKETS), list(BUCKETS.values()))[0]
     background, colour = draw.choice(sorted(BACKGROUNDS)), draw.choice(sorted(COLOURS))
-    return _alone(draw, width, height, background, NEW_SHAPE, colour, place=None)
+    return _alone(draw, width, height, background, NEW_SHAPE, colour, None, _NEW)
 
 
 def distinct(
@@ -142,14 +146,12 @@ def _alone(
     background: str,
     shape: str,
     colour: str,
-    place: str | None = "",
+    place: str | None,
+    radii: Mapping[str, float],
 ) -> Scene:
-    """One thing, in the middle (`place` None) or at a drawn place."""
-    if place == "":
-        place = draw.choice(sorted(PLACES)) if draw.random() < 0.4 else None
+    """One thing at a place, or in the middle where it is None."""
     named = draw.choice(("large", "small"))
     x, y = PLACES[place] if place else (0.5, 0.5)
-    radii = _ASIDE if place else _ALONE
     thing = _thing(draw, width, height, shape, colour, x, y, radii, named)
     text = f"{thing.words} {place}" if place else thing.words
     return Scene(width, height, background, (thing,), _sentence(draw, text, background))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,17 @@ def test_an_adapter_learns_a_new_shape_and_keeps_the_old_ones(tmp_path: Path) ->
     assert rates["new_before"]["pictures"] == NEW
     assert rates["known_after"]["pictures"] == KNOWN
     assert rates["new_before"]["right"] < 0.1
-    # 67 % and 92 % were reached; none of these sentences was trained on.
-    assert rates["new_after"]["right"] >= 0.6
-    assert rates["new_after"]["shapes"] >= 0.8
+    # None of these sentences was trained on.
+    assert rates["new_after"]["right"] >= 0.8
     assert rates["known_before"]["right"] >= 0.9
-    assert rates["known_after"]["right"] >= rates["known_before"]["right"] - 0.08
+    assert rates["known_after"]["right"] >= rates["known_before"]["right"] - 0.05
 
 
 def test_the_demo_from_an_empty_folder_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps of it, on few pictures, and few judged: what is done is not done again."""
-    short = project.CONFIGURATION.replace("max_train_steps = 300", "max_train_steps = 2")
+    short = re.sub("max_train_steps = [0-9]+", "max_train_steps = 2", project.CONFIGURATION)
     assert short != project.CONFIGURATION
     monkeypatch.setattr(project, "CONFIGURATION", short)
     monkeypatch.setattr(project, "NEW_PICTURES", 6)

@@ -22,6 +22,7 @@ STEPS, MANY = 24, 40
     ("steps", "options"),
     [
         (STEPS, {}),
+        pytest.param(MANY, {}, marks=pytest.mark.slow),
         pytest.param(
             MANY,
             {"optimizer": "prodigy", "learning_rate": 1.0, "train_batch_size": 1},
