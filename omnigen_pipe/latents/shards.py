@@ -43,8 +43,8 @@ DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dt
 
 _MEBIBYTE = 1024 * 1024
 
-#: So many shards stay mapped for reading, a file descriptor each.
-MAPPED_SHARDS = 256
+#: So many shards stay mapped for reading in each thread that reads, a file descriptor each.
+MAPPED_SHARDS = 192
 
 #: After so many fragments a writer looks whether the log is crowded: once in hours.
 _LOOK_EVERY = 250

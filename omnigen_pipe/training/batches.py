@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +22,8 @@ from omnigen_pipe.workspace import Workspace
 
 #: Later times are not rolled out: the target divides by 1 - t.
 ROLLOUT_LATEST = 0.9
-#: Micro-batches that are read ahead of the one being computed.
-READ_AHEAD = 4
+#: Micro-batches that are read ahead of the one being computed, and threads that read them.
+READ_AHEAD, READERS = 4, 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,7 +73,10 @@ def rollout_share(step: int, config: TrainConfig) -> float:
 
 @dataclass
 class BatchReader:
-    """Assembles micro-batches from frozen samples and the shards that hold their latents."""
+    """Assembles micro-batches from frozen samples and the shards that hold their latents.
+
+    Several threads may read at once; each keeps shards of its own mapped.
+    """
 
     workspace: Workspace
     frozen: FrozenSamples
@@ -81,7 +85,15 @@ class BatchReader:
 
     def __post_init__(self) -> None:
         """Nothing is mapped yet."""
-        self._shards = MappedShards(self.workspace.root)
+        self._of_thread = threading.local()
+
+    @property
+    def _shards(self) -> MappedShards:
+        """Those that this thread has mapped."""
+        found: MappedShards | None = getattr(self._of_thread, "shards", None)
+        if found is None:
+            found = self._of_thread.shards = MappedShards(self.workspace.root)
+        return found
 
     def read(self, micro: MicroBatch, epoch: int, step: int) -> Batch:
         """The tensors of `micro` in `epoch`, with every sample's own draws.
@@ -189,9 +201,9 @@ def _rollouts(
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result]
 ) -> Generator[Result, None, None]:
-    """`read` of each item, in order, computed in a thread a few items ahead of use."""
+    """`read` of each item, in order, computed in threads a few items ahead of use."""
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="batches") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(read, item))

@@ -110,7 +110,7 @@ def data(bench: Bench) -> Iterator[Line]:
         else "",
         note=f"{number:,} latents of {_LATENT_SIDE} px, 64 KiB, in micro-batches of {_READ_BATCH} "
         "as float32 tensors, in the system's cache; ours also orders the epoch, checks every "
-        "checksum, gives ids and prompts, and reads in a thread of its own; against copying the "
+        "checksum, gives ids and prompts, and reads in two threads; against copying the "
         f"bytes alone {against_copy:.2f}; whole batches with all random draws "
         f"{number / statistics.median(found['seconds']):,.0f} latents/s; memory after epoch "
         f"{_EPOCHS} of these is {grown / 2**20:+.1f} MiB from that after the first; a sample is "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,13 @@ from manifests.schema import LATENTS
 from omnigen_pipe.config import TrainConfig, parse
 from omnigen_pipe.runs.frozen import FrozenSamples, freeze, locate
 from omnigen_pipe.runs.order import MicroBatch
-from omnigen_pipe.training.batches import Batch, BatchReader, rollout_share
+from omnigen_pipe.training.batches import (
+    READERS,
+    Batch,
+    BatchReader,
+    read_ahead,
+    rollout_share,
+)
 from omnigen_pipe.training.draws import Appearance
 from omnigen_pipe.workspace import Workspace
 
@@ -316,3 +324,34 @@ def test_training_holds_no_python_object_per_sample(tmp_path: Path) -> None:
     many, many_bytes = _held(tmp_path / "many", 10_000)
     assert many - few < 90
     assert (many_bytes - few_bytes) / 9_000 < 100
+
+
+def test_batches_read_ahead_are_those_read_one_by_one_and_in_order(tmp_path: Path) -> None:
+    """Also where shards are replaced behind the threads that read."""
+    here, frozen = _many(tmp_path, 300)
+    order = frozen.order(0, TrainConfig(seed=5), 1)
+    micros = [micro for index in range(100) for micro in order.global_batch(index)]
+    alone = _reader(here, frozen)
+    wanted = [alone.read(micro, 0, 0) for micro in micros]
+    together = _reader(here, frozen)
+    shards = sorted({str(shard) for shard in together.locations.shards})
+    threads = set()
+
+    def read(micro: MicroBatch) -> Batch:
+        threads.add(threading.get_ident())
+        return together.read(micro, 0, 0)
+
+    found = []
+    with closing(read_ahead(micros, read)) as batches:
+        for number, batch in enumerate(batches):
+            found.append(batch)
+            if number % 10 == 0:  # another file of the same content takes its place
+                path = here.root / shards[number // 10 % len(shards)]
+                path.with_suffix(".new").write_bytes(path.read_bytes())
+                os.replace(path.with_suffix(".new"), path)
+    assert len(threads) == READERS
+    assert [batch.sample_ids for batch in found] == [batch.sample_ids for batch in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.prompts == other.prompts
+        for name in ("x1", "x0", "t", "regularisation"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
