@@ -5,13 +5,13 @@ not trained on are drawn by the whole sampler. Whole, it has then begun to draw 
 model knows nothing of. Trained with the velocity's sign reversed, without the scaling factor, or
 with the image blind to the prompt, it has not.
 
-After 100 steps the whole one drew 62 % of 40 shapes, and the broken ones none. Smaller faults are
-not told apart by rates. Measured with other proportions of the new shape, after 60 steps, of which
-75 % were right with all in order: with the time reversed 42 % and 35 %, with either of two seeds
-(about half of the times lie between 1/3 and 2/3, where that changes little); and with one seed,
-62 % without the template's last tokens, 75 % with row 0's positions for all rows, and 68 % with an
-adapter on Attention alone. Of these nothing is claimed by rates: the losses of what the model knows
-tell of the first three at once, and the adapter's file of the last.
+After 60 steps the whole one drew 42 % of 40 shapes, and the broken ones none. Smaller faults are
+not told apart by rates. Measured with other proportions of the new shape, of which 75 % were right
+with all in order: with the time reversed 42 % and 35 %, with either of two seeds (about half of the
+times lie between 1/3 and 2/3, where that changes little); and with one seed, 62 % without the
+template's last tokens, 75 % with row 0's positions for all rows, and 68 % with an adapter on
+Attention alone. Of these nothing is claimed by rates: the losses of what the model knows tell of
+the first three at once, and the adapter's file of the last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -35,16 +34,14 @@ from omnigen_pipe.model import attention, flow
 from omnigen_pipe.model.lokr import read_adapter
 from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
 from omnigen_pipe.prompts import template
-from omnigen_pipe.runs.order import MicroBatch
 from omnigen_pipe.sampling.requests import Settings
 from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.training import objective
-from omnigen_pipe.training.batches import Batch, BatchReader
 from omnigen_pipe.world.drawing import paint
 from omnigen_pipe.world.scenes import Scene, imagine
 
 #: Of the shapes, what has begun to learn draws more than this right, and what has not draws less.
-BEGUN, NOT_BEGUN = 0.4, 0.15
+BEGUN, NOT_BEGUN = 0.2, 0.1
 #: Sentences that are judged.
 JUDGED = 40
 
@@ -69,7 +66,7 @@ factor = 2
 
 [train]
 seed = 1
-max_train_steps = 100
+max_train_steps = 60
 train_batch_size = 16
 learning_rate = 1.5e-2
 lr_scheduler = "cosine"
@@ -163,16 +160,6 @@ def without_suffix(prompts: Sequence[list[int]]) -> list[list[int]]:
     return [prompt[: -len(suffix)] for prompt in prompts]
 
 
-def no_suffix(patch: pytest.MonkeyPatch) -> None:
-    right = BatchReader.read
-
-    def read(self: BatchReader, micro: MicroBatch, epoch: int, step: int) -> Batch:
-        batch = right(self, micro, epoch, step)
-        return replace(batch, prompts=without_suffix(batch.prompts))
-
-    patch.setattr(BatchReader, "read", read)
-
-
 def first_rows_positions(patch: pytest.MonkeyPatch) -> None:
     right = RowwiseRotaryEmbedding.forward
     patch.setattr(
@@ -182,7 +169,6 @@ def first_rows_positions(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.slow
 def test_whole_it_learns(
     root: Path, source: Source, recommended: Settings, scenes: list[Scene]
 ) -> None:
@@ -205,7 +191,7 @@ def test_the_file_of_an_adapter_on_attention_alone_has_no_other_modules(root: Pa
     """After a step: rates would not tell which modules are adapted."""
     path = root / "omnigen-pipe.toml"
     text = path.read_text().replace("[lokr]\n", ATTENTION_ONLY)
-    path.write_text(text.replace("max_train_steps = 60", "max_train_steps = 1"))
+    path.write_text(re.sub("max_train_steps = [0-9]+", "max_train_steps = 1", text))
     assert parts(trained(root, whole)) == {"self_attn"}
 
 
