@@ -104,8 +104,9 @@ def manifests() -> str:
         "`tool_version`, `created_at`, and the `fingerprint` of what it was made from; "
         "`images.parquet` and `samples.parquet` also the options that they depend on (`settings`), "
         "`samples.parquet` those of them that changed last (`changes`), and fragments of latents "
-        "and prompts what their keys are made of (`inputs`), all as JSON. Columns may be added in "
-        "later versions; these keep name and meaning.",
+        "and prompts what their keys are made of (`inputs`), all as JSON; `samples.parquet` also "
+        "the BLAKE3 of the `images.parquet` that it was made from (`images_blake3`). Columns may "
+        "be added in later versions; these keep name and meaning.",
     ]
     for manifest in MANIFESTS:
         key = ", ".join(f"`{name}`" for name in manifest.key)

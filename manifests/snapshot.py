@@ -62,7 +62,7 @@ class Snapshot:
         content: the same rows made from other settings are written again. Rows that come in
         several tables are never held all at once, and nothing is written while they are those
         that the snapshot holds. `remarks` are written beside the metadata and do not count: they
-        say why the snapshot was written.
+        say why the snapshot was written, and from which file.
         """
         written = {**metadata, **(remarks or {})}
         current = self.metadata()

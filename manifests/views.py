@@ -2,7 +2,8 @@
 
 They depend only on the set of rows, never on the order of fragments. Rows are put in order only
 where several have the same key, which is rare: to sort a whole log would take the time and memory
-of all its columns. For the same reason callers name the columns that they need.
+of all its columns. For the same reason callers name the columns that they need. Each question is
+put to the log once, since to open hundreds of fragments takes longer than to answer it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.query import Source, query
 from manifests.schema import FILES, LATENTS, PROMPTS, Manifest
@@ -24,12 +26,8 @@ _PROMPTS_ORDER = "status = 'ok' DESC, written_at_ns DESC, text"
 
 def current_files(files: pa.Table | Source) -> pa.Table:
     """The newest row per (dataset, path, size, mtime_ns) of the `files` log."""
-    return query(
-        f"""
-        WITH candidates AS NOT MATERIALIZED (SELECT * FROM files)
-        {_first_of_each(FILES, FILES.schema.names, FILES_ORDER)}
-        """,
-        files=files,
+    return _first_of_each(
+        FILES, FILES.schema.names, FILES_ORDER, "SELECT * FROM files", files=files
     )
 
 
@@ -47,38 +45,46 @@ def current_latents(
     wins, else the newest `failed` one. With `vae_key` only the rows of that VAE are looked for.
     `locate` gives a shard's file, and may raise; without it any path from the workspace will do.
     """
-    shards = query(
+    places = query(
         """
-        SELECT DISTINCT shard, shard_nbytes FROM latents
-        WHERE status = 'ok' AND ($1 IS NULL OR vae_key = $1)
+        SELECT DISTINCT status, shard, shard_nbytes,
+               CASE status WHEN 'damaged' THEN "offset" END AS "offset"
+        FROM latents
+        WHERE status = 'damaged' OR (status = 'ok' AND ($1 IS NULL OR vae_key = $1))
         """,
         vae_key,
         latents=latents,
     )
+    is_ok = pc.equal(places["status"], "ok")
+    shards = places.filter(is_ok).select(["shard", "shard_nbytes"])
     place = locate or workspace.joinpath
     sizes = {shard: file_size(place(shard)) for shard in shards["shard"].unique().to_pylist()}
     present = pa.Table.from_pylist(
         [row for row in shards.to_pylist() if sizes[row["shard"]] == row["shard_nbytes"]],
         schema=shards.schema,
     )
-    return query(
-        f"""
-        WITH damaged AS (SELECT shard, "offset" FROM latents WHERE status = 'damaged'),
-        good AS NOT MATERIALIZED (
-            SELECT * FROM latents
-            SEMI JOIN present USING (shard, shard_nbytes)
-            ANTI JOIN damaged USING (shard, "offset")
-            WHERE status = 'ok' AND ($1 IS NULL OR vae_key = $1)
-        ), candidates AS NOT MATERIALIZED (
-            SELECT * FROM good
-            UNION ALL
-            SELECT * FROM latents WHERE status = 'failed' AND ($1 IS NULL OR vae_key = $1)
+    return _first_of_each(
+        LATENTS,
+        columns,
+        _LATENTS_ORDER,
+        """
+        SELECT * FROM latents WHERE ($1 IS NULL OR vae_key = $1) AND (
+            status = 'failed' OR (
+                status = 'ok'
+                AND EXISTS (
+                    FROM present p
+                    WHERE p.shard = latents.shard AND p.shard_nbytes = latents.shard_nbytes
+                )
+                AND NOT EXISTS (
+                    FROM damaged d WHERE d.shard = latents.shard AND d."offset" = latents."offset"
+                )
+            )
         )
-        {_first_of_each(LATENTS, columns, _LATENTS_ORDER)}
         """,
         vae_key,
         latents=latents,
         present=present,
+        damaged=places.filter(pc.invert(is_ok)),
     )
 
 
@@ -100,31 +106,47 @@ def current_prompts(
 
     With `tokenizer_key` only the rows of that tokenizer are looked for.
     """
-    return query(
-        f"""
-        WITH candidates AS NOT MATERIALIZED (
-            SELECT * FROM prompts WHERE $1 IS NULL OR tokenizer_key = $1
-        )
-        {_first_of_each(PROMPTS, columns, _PROMPTS_ORDER)}
-        """,
+    return _first_of_each(
+        PROMPTS,
+        columns,
+        _PROMPTS_ORDER,
+        "SELECT * FROM prompts WHERE $1 IS NULL OR tokenizer_key = $1",
         tokenizer_key,
         prompts=prompts,
     )
 
 
-def _first_of_each(manifest: Manifest, columns: Sequence[str], order: str) -> str:
-    """The end of a statement: `columns` of the first row, by `order`, of each key in `candidates`.
+def _first_of_each(
+    manifest: Manifest,
+    columns: Sequence[str],
+    order: str,
+    candidates: str,
+    *parameters: object,
+    **tables: pa.Table | Source,
+) -> pa.Table:
+    """`columns` of the first row, by `order`, of each key among the rows that `candidates` gives.
 
-    What begins the statement has defined `candidates`, with the columns of `manifest`.
+    `candidates` is a statement that asks `tables`, and gives all columns of `manifest`. Those
+    that have a key in common are asked for again, with what their order needs.
     """
     keys = ", ".join(manifest.key)
     wanted = ", ".join(f'"{column}"' for column in columns)
-    return f"""
-        , contested AS (SELECT {keys} FROM candidates GROUP BY ALL HAVING count(*) > 1)
-        SELECT {wanted} FROM candidates ANTI JOIN contested USING ({keys})
+    needed = ", ".join(f'"{column}"' for column in dict.fromkeys([*columns, *manifest.key]))
+    rows = query(f"SELECT {needed} FROM ({candidates})", *parameters, **tables)
+    contested = query(f"SELECT {keys} FROM rows GROUP BY ALL HAVING count(*) > 1", rows=rows)
+    if not contested.num_rows:
+        return rows.select(columns)
+    return query(
+        f"""
+        SELECT {wanted} FROM rows ANTI JOIN contested USING ({keys})
         UNION ALL
         SELECT {wanted} FROM (
-            SELECT * FROM candidates SEMI JOIN contested USING ({keys})
+            SELECT * FROM ({candidates}) SEMI JOIN contested USING ({keys})
             QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1
         )
-        """
+        """,
+        *parameters,
+        rows=rows,
+        contested=contested,
+        **tables,
+    )

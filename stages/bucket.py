@@ -23,6 +23,7 @@ from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.samples import (
     causes_of_absence,
     changed_since_bucket,
+    images_hash,
     make_samples,
     samples_fingerprint,
     samples_settings,
@@ -56,8 +57,9 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     changes = changed_since_bucket(workspace) if workspace.samples.exists() else []
     changed = workspace.samples.replace(
         make_samples(images, config),
-        {"changes": json.dumps(changes)},
-        # Taken first: were images replaced meanwhile, the samples would pass for stale ones.
+        # Taken first, like the fingerprint: were images replaced meanwhile, the samples would pass
+        # for stale ones.
+        {"changes": json.dumps(changes), "images_blake3": images_hash(workspace)},
         fingerprint=samples_fingerprint(images, config),
         settings=as_text(samples_settings(config)),
     )

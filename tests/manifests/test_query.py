@@ -92,6 +92,26 @@ def test_which_latent_counts(tmp_path: Path, rows: list[dict], expected: list[tu
     assert chosen(rows[::-1], tmp_path) == expected
 
 
+def test_fewer_columns_are_of_the_same_rows(tmp_path: Path) -> None:
+    shards(tmp_path, A, B)
+    rows = [
+        latent("ok", B, 0),
+        latent("ok", A, 512),
+        latent("failed", None, None, pixels_key="q"),
+        latent("ok", A, 0, pixels_key="r"),
+    ]
+    # With a key that two rows have, and without.
+    for log in (table(schema.LATENTS, rows), table(schema.LATENTS, rows[1:])):
+        every = current_latents(log, tmp_path)
+        few = current_latents(log, tmp_path, "v", ["shard", "status"])
+        assert few.schema.names == ["shard", "status"]
+        assert {tuple(row.values()) for row in few.to_pylist()} == {
+            (A, "ok"),
+            (None, "failed"),
+        }
+        assert few.num_rows == every.num_rows == 3
+
+
 def test_each_key_has_a_row_of_its_own(tmp_path: Path) -> None:
     shards(tmp_path, A)
     rows = [

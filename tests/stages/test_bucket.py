@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from omnigen_pipe.images.samples import (
     SAMPLE_OPTIONS,
     current_samples,
     make_samples,
+    samples_fingerprint,
     samples_settings,
 )
 from omnigen_pipe.progress import Progress
@@ -513,6 +515,34 @@ def test_samples_of_other_images_ask_for_bucket(tmp_path: Path) -> None:
         assert raised.value.exit_status == 1
     discovered(opened, table([{**first, "mtime_ns": 2}, image("off", "z.jpg", 100, 100)]))
     assert datasets_of(current_samples(opened)) == ["a"], "what samples do not depend on may change"
+
+
+def test_rows_of_images_are_hashed_again_only_where_the_file_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = workspace(tmp_path, {"id": "a"})
+    row = image("a", "x.jpg", 2000, 2000)
+    bucket(opened, [row])
+    asked: list[str] = []
+
+    def counted(*given: Any) -> str:
+        asked.append(samples_fingerprint(*given))
+        return asked[-1]
+
+    monkeypatch.setattr("omnigen_pipe.images.samples.samples_fingerprint", counted)
+    assert datasets_of(current_samples(opened)) == ["a"]
+    assert not asked
+    # The same rows in other bytes, and other rows beside the same metadata.
+    discovered(opened, table([{**row, "mtime_ns": 2}]))
+    assert datasets_of(current_samples(opened)) == ["a"]
+    held = pq.read_table(opened.images.path)
+    edited = held.set_column(
+        held.column_names.index("width"), "width", pa.array([1999], pa.int32())
+    )
+    pq.write_table(edited, opened.images.path)
+    with pytest.raises(PipeError, match="other images"):
+        current_samples(opened)
+    assert len(asked) == 2
 
 
 def test_settings_name_what_samples_depend_on_and_nothing_else(tmp_path: Path) -> None:
