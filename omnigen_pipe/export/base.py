@@ -5,6 +5,7 @@ Its weights are read as they are stored: unquantised, whatever a run quantised t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,13 @@ from manifests.errors import PipeError, UsageError
 from omnigen_pipe.export.weight_files import STORED
 from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.weights import weights_files
+
+#: The JSON file that the readers of each part start from.
+_NEEDED = {
+    "vae": "config.json",
+    "tokenizer": "tokenizer.json",
+    "scheduler": "scheduler_config.json",
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,28 @@ def whole_weights_files(folder: Path) -> list[Path]:
         with _opened(file):
             pass
     return files
+
+
+def check_needed(parts: Mapping[str, Path]) -> None:
+    """Raise `UsageError` where one of `parts`, which are folders by name, lacks the JSON file that
+    its readers start from, or holds it damaged: nobody could load what is made of it."""
+    for part, name in _NEEDED.items():
+        if part not in parts:
+            continue
+        file = parts[part] / name
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"The base is not whole: its {part} has no {file}. Fetch the base again."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"The base is not whole: {file} of its {part} cannot be read: {error}. Fetch the "
+                "base again."
+            ) from error
 
 
 def left_over(folder: Path, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from manifests.parquet import tool_version
 from omnigen_pipe.export import weight_files
 from omnigen_pipe.export.base import (
     Stored,
+    check_needed,
     left_over,
     stored_tensors,
     whole_weights_files,
@@ -181,6 +182,7 @@ def _work(
     tensors, metadata = read_adapter(adapter)
     deltas = read_deltas(tensors, f"The adapter {adapter}")
     parts = {part: base.part(part) for part in ("transformer", *_OTHER_PARTS[layout])}
+    check_needed(parts)
     stored = stored_tensors(parts["transformer"])
     config = transformer_config(parts["transformer"])
     unknown = left_over(parts["transformer"], stored, config)

@@ -23,6 +23,7 @@ from manifests.errors import PipeError, UsageError
 from manifests.keys import key
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.export.exporting import run
+from omnigen_pipe.export.layouts import Layout
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.transformer import load_transformer
 from omnigen_pipe.model_files import Model
@@ -381,6 +382,30 @@ def test_a_base_that_is_not_whole_is_refused_and_what_it_has_too_much_is_said(
     (model / "transformer" / "config.json").write_text('{"num_attention_heads": 0}')
     with pytest.raises(UsageError, match=r"config\.json is not that of an OmniGen"):
         _export(adapter, tmp_path / "none", model)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [
+        ("diffusers", "tokenizer/tokenizer.json"),
+        ("diffusers", "vae/config.json"),
+        ("diffusers", "scheduler/scheduler_config.json"),
+        ("omnigen", "tokenizer/tokenizer.json"),
+        ("omnigen", "vae/config.json"),
+    ],
+)
+def test_a_base_without_what_its_readers_start_from_is_refused(
+    small_omnigen: Path, adapter: Path, tmp_path: Path, layout: Layout, file: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(small_omnigen, model)
+    for content in ("{", "[]", None):
+        (model / file).unlink()
+        if content is not None:
+            (model / file).write_text(content)
+        with pytest.raises(UsageError, match=rf"{file}.*[Ff]etch the base again"):
+            _export(adapter, tmp_path / "out", model, layout=layout)
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}, "nothing is written"
 
 
 def test_a_base_copies_nothing_but_weights_of_its_own(
