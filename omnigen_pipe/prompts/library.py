@@ -35,7 +35,7 @@ def dropout_prompt(config: Config) -> str:
 def prompt_library(workspace: Workspace) -> dict[str, str]:
     """The prompts of `user_prompt_library` by nickname; empty where none is configured.
 
-    Raises `UsageError` where the file is missing or is not a JSON object of texts.
+    Raises `UsageError` where the file is missing or is not a JSON object of valid texts.
     """
     configured = workspace.config.validation.user_prompt_library
     if configured is None:
@@ -46,7 +46,7 @@ def prompt_library(workspace: Workspace) -> dict[str, str]:
 def read_library(path: Path, option: str) -> dict[str, str]:
     """The prompts in the JSON file `path` by nickname; `option` is what messages call it.
 
-    Raises `UsageError` where the file is missing or is not a JSON object of texts.
+    Raises `UsageError` where the file is missing or is not a JSON object of valid texts.
     """
     where = f"{option} {path}"
     wanted = '{"nickname": "the prompt goes here"}'
@@ -59,11 +59,29 @@ def read_library(path: Path, option: str) -> dict[str, str]:
     if not isinstance(raw, dict):
         raise UsageError(f"{where} holds a {type(raw).__name__}, but must look like {wanted}.")
     for nickname, prompt in raw.items():
+        check_text(nickname, f"{where}: the nickname {json.dumps(nickname)}")
         if not isinstance(prompt, str):
             raise UsageError(
                 f"{where}: the prompt of `{nickname}` is {json.dumps(prompt)}, but must be a text."
             )
+        check_text(prompt, f"{where}: the prompt of `{nickname}`")
     return raw
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise `UsageError` where `text`, which messages call `what`, is none that can be encoded.
+
+    JSON can name half of a surrogate pair, and Python makes one of each byte of a command line
+    that is not UTF-8: tokenizers and files take neither.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise UsageError(
+            f"{what} is no valid Unicode: its character {error.start + 1} is {half}, half of a "
+            "pair or a byte that is not UTF-8. Write it as UTF-8."
+        ) from error
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from manifests.errors import UsageError
-from omnigen_pipe.prompts.library import read_library, validation_prompts
+from omnigen_pipe.prompts.library import check_text, read_library, validation_prompts
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
 from omnigen_pipe.workspace import Workspace
 
@@ -46,7 +46,11 @@ class Settings(BaseModel):
 
     @field_validator("negative_prompt")
     @classmethod
-    def _without_images(cls, text: str) -> str:
+    def _usable(cls, text: str) -> str:
+        try:
+            check_text(text, "it")
+        except UsageError as error:
+            raise ValueError(str(error).removesuffix(".")) from error
         if _asks_for_image(text):
             raise ValueError("it asks for an input image, and none can be given")
         return text
@@ -177,8 +181,10 @@ def requests_of(
     """`count` pictures of each prompt, then of each prompt of `library`, which is by nickname.
 
     The i-th picture of every prompt has the seed `seed` + i. Raises `UsageError` for prompts that
-    speak of input images.
+    speak of input images or are no valid Unicode.
     """
+    for prompt in prompts:
+        check_text(prompt, f"The prompt {json.dumps(prompt)}")
     named = [(readable_name(prompt), prompt) for prompt in prompts]
     named += [(readable_name(nickname, lower=False), text) for nickname, text in library.items()]
     requests: list[Request] = []

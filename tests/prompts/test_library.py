@@ -87,3 +87,25 @@ def test_a_library_of_a_windows_editor_is_read(tmp_path: Path) -> None:
     (tmp_path / "library.json").write_text(json.dumps({"cat": "a cat"}), "utf-8-sig")
     opened = workspace(tmp_path, validation={"user_prompt_library": "library.json"})
     assert validation_prompts(opened) == {"cat": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (r'{"a": "x\ud800y"}', r"the prompt of `a`.*character 2 is \\ud800"),
+        (r'{"b\udcff": "x"}', r'the nickname "b\\udcff".*character 2'),
+    ],
+)
+def test_half_of_a_pair_in_the_library_is_refused(tmp_path: Path, content: str, named: str) -> None:
+    """It could be neither tokenised nor written."""
+    (tmp_path / "library.json").write_text(content, "utf-8")
+    opened = workspace(tmp_path, validation={"user_prompt_library": "library.json"})
+    with pytest.raises(UsageError, match=f"user_prompt_library.*{named}") as refused:
+        validation_prompts(opened)
+    str(refused.value).encode()
+
+
+def test_a_whole_pair_in_the_library_is_one_character(tmp_path: Path) -> None:
+    (tmp_path / "library.json").write_text(r'{"a": "\ud83d\ude42"}', "utf-8")
+    opened = workspace(tmp_path, validation={"user_prompt_library": "library.json"})
+    assert validation_prompts(opened) == {"a": "\U0001f642"}

@@ -14,6 +14,7 @@ from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
 from omnigen_pipe.sampling.requests import (
     Settings,
     at_strengths,
+    chosen_settings,
     exact,
     model_settings,
     parsed_size,
@@ -129,3 +130,13 @@ def test_wrong_settings_of_a_model_are_named(tmp_path: Path, content: str, messa
 def test_changed_settings_are_checked() -> None:
     with pytest.raises(UsageError, match="The options: guidance_scale"):
         Settings().changed({"guidance_scale": float("nan")}, "The options")
+
+
+def test_an_argument_that_is_no_utf_8_is_refused() -> None:
+    """Python hands such bytes over as halves of pairs, which no tokenizer takes."""
+    with pytest.raises(UsageError, match=r"caf\\udce9. is no valid Unicode") as refused:
+        requests_of(["caf\udce9"], {}, 0, 1)
+    str(refused.value).encode()
+    with pytest.raises(UsageError, match=r"negative_prompt: it is no valid Unicode") as refused:
+        chosen_settings(Settings(), None, {"negative_prompt": "caf\udce9"})
+    str(refused.value).encode()
