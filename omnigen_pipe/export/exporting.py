@@ -43,7 +43,7 @@ from omnigen_pipe.model.merging import by_weight, read_deltas
 from omnigen_pipe.model.provenance import Provenance, read_provenance
 from omnigen_pipe.model_files import Model, transformer_config
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.stop import stop_on_signal
+from omnigen_pipe.stop import Stopped, stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.weights import WEIGHTS_NAME, weights_key
 from omnigen_pipe.workspace import Workspace
@@ -57,10 +57,6 @@ _OTHER_PARTS: dict[Layout, tuple[str, ...]] = {
 _BESIDE = ("model_index.json", "generation.json")
 #: Bytes of a weight file in diffusers' layout, unless `--max-shard-size` says something else.
 DEFAULT_LIMIT = 5 * 10**9
-
-
-class _StoppedError(Exception):
-    """A signal asked to leave; nothing is published."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,7 @@ def run(
             ):
 
                 def done(name: str) -> None:
-                    if request.signal is not None:
-                        raise _StoppedError
+                    request.obey()
                     advance(1, name)
 
                 files = _write(unfinished, work, done)
@@ -148,8 +143,8 @@ def run(
                     "omnigen_pipe_version": tool_version(),
                 }
                 write_marker(unfinished, facts)
-        except _StoppedError:
-            summary = Summary("export", changed=False, unchanged="", signal=request.signal)
+        except Stopped as stopped:
+            summary = Summary("export", changed=False, unchanged="", signal=stopped.signal)
             summary.notes.append("Stopped: nothing was written.")
             return summary
 

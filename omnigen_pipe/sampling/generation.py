@@ -21,7 +21,7 @@ from omnigen_pipe.sampling.files import check_size, checked_path, output_paths, 
 from omnigen_pipe.sampling.grid import Grid, planned_grid
 from omnigen_pipe.sampling.metadata import grid_metadata, picture_metadata
 from omnigen_pipe.sampling.requests import Request, Settings
-from omnigen_pipe.stop import stop_on_signal
+from omnigen_pipe.stop import Stopped, stop_on_signal
 from omnigen_pipe.summary import Summary
 
 if TYPE_CHECKING:
@@ -42,10 +42,6 @@ class Output:
     overwrite: bool = False
     grid: Path | None = None
     captions: bool = True
-
-
-class _StoppedError(Exception):
-    """A signal asked to leave."""
 
 
 @dataclass
@@ -103,8 +99,7 @@ def generate(
 
         def on_step() -> None:
             advance(1, "steps")
-            if stop.signal is not None:
-                raise _StoppedError
+            stop.obey()
 
         def say(sentence: str) -> None:
             summary.say(progress, sentence)
@@ -122,8 +117,8 @@ def generate(
                     done.paths[request] = path
                     if grid is not None:
                         done.pictures[request] = picture
-        except _StoppedError:
-            summary.signal = stop.signal
+        except Stopped as stopped:
+            summary.signal = stopped.signal
             summary.notes.append(f"Stopped: {len(done.paths)} of {len(requests)} were drawn.")
         finally:
             if grid is not None and done.pictures:
