@@ -229,15 +229,30 @@ def _sorted(file: bytes) -> bytes:
 
 
 def read_adapter(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """An adapter file's tensors and metadata; raises `PipeError` where it is not one."""
+    """An adapter file's tensors and metadata; raises `PipeError` where it is not one, or
+    a number of it is not finite, and `UsageError` where there is no such file."""
     try:
         with safe_open(path, framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return tensors, handle.metadata() or {}
+            metadata = handle.metadata() or {}
     except FileNotFoundError as error:
         raise UsageError(f"There is no adapter {path}.") from error
     except (SafetensorError, OSError) as error:
         raise PipeError(f"{path} is not a whole safetensors file: {error}") from error
+    _check_finite(path, tensors)
+    return tensors, metadata
+
+
+def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `PipeError` where a number that counts is none; full matrices' alpha does not."""
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        full = all(f"{module}.{factor}" in tensors for factor in ("lokr_w1", "lokr_w2"))
+        if not (part == "alpha" and full) and not torch.isfinite(tensor).all():
+            raise PipeError(
+                f"The adapter {path} is damaged: {name} holds numbers that are not finite. Take "
+                "an earlier checkpoint."
+            )
 
 
 def attach_file(transformer: nn.Module, path: Path, strength: float = 1.0) -> Any:

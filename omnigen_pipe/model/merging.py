@@ -83,8 +83,8 @@ def read_deltas(tensors: Mapping[str, torch.Tensor], who: str = "The adapter") -
     """The change of every module of an adapter file, by LyCORIS' name of the module.
 
     `who` is what messages call the adapter. Raises `UsageError` where a tensor belongs to no LoKr
-    of linear layers, and `PipeError` where one is missing, does not fit its neighbour or is not
-    finite.
+    of linear layers, and `PipeError` where one is missing or does not fit its neighbour.
+    Whether they are finite is known by `lokr.read_adapter`.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -103,9 +103,6 @@ def delta_of(module: str, parts: Mapping[str, torch.Tensor], who: str = "The ada
             f"{who} has a tensor {module}.{more[0]}: only LoKr of linear layers, without weight "
             "decomposition, can be read."
         )
-    for name, tensor in parts.items():
-        if not torch.isfinite(tensor).all():
-            raise PipeError(f"{who} is damaged: {module}.{name} holds numbers that are not finite.")
     w1, w2 = (_factor(module, parts, name, who) for name in _FULL)
     if all(name in parts for name in _FULL):
         return Delta(w1, w2, 1.0)

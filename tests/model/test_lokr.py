@@ -277,3 +277,18 @@ def test_an_adapter_of_another_program_is_pointed_to_export(tmp_path: Path) -> N
         save_file({"lycoris_proj_out.lokr_w1": torch.ones(1, 1)}, file, metadata=metadata)
         with pytest.raises(PipeError, match=r"`omnigen-pipe export`.*`omnigen-pipe generate --mod"):
             lokr.adapter_config(file)
+
+
+def test_numbers_that_are_not_finite_are_damage_only_where_they_count(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path, one, nan = tmp_path / "a.safetensors", torch.ones(2, 2), torch.tensor(float("nan"))
+    low = {"m.lokr_w1": one, "m.lokr_w2_a": one + 1, "m.lokr_w2_b": one + 2}
+    save_file({"m.lokr_w1": one * nan, "m.lokr_w2": one}, path)
+    with pytest.raises(PipeError, match=r"is damaged: m\.lokr_w1 holds numbers that are not fin"):
+        lokr.read_adapter(path)
+    save_file({**low, "m.alpha": nan}, path)
+    with pytest.raises(PipeError, match=r"is damaged: m\.alpha holds"):
+        lokr.read_adapter(path)
+    save_file({"m.lokr_w1": one, "m.lokr_w2": one + 1, "m.alpha": nan}, path)
+    assert len(lokr.read_adapter(path)[0]) == 3, "full matrices are not scaled"
