@@ -159,10 +159,12 @@ def locate_adapter(path: Path, ema: bool = False) -> tuple[Path, list[str]]:
     checkpoint; or with `ema` the average beside it. With a sentence for each damaged checkpoint
     that was passed over for an older one: whoever takes the file is to say it.
 
-    Raises `UsageError` where a folder holds none, or no average, or `path` is a file and `ema`
-    asks for another; `PipeError` where `path` is a checkpoint that is damaged.
+    Raises `UsageError` where there is no `path`, a folder holds none, or no average, or `path` is a
+    file and `ema` asks for another; `PipeError` where `path` is a checkpoint that is damaged.
     """
     if not path.is_dir():
+        if not path.is_file():
+            raise UsageError(f"There is no adapter {path}.")
         if ema:
             raise UsageError(
                 f"--ema takes the average in a run's or a checkpoint's folder, and {path} is "

@@ -79,6 +79,7 @@ def generate(
     prompts = [*dict.fromkeys(request.prompt for request in requests), settings.negative_prompt]
     token = largest_token(tokenizer, prompts)
     check_fits(drawer.source.outline().config, [settings.size], token, "Choose a smaller --size.")
+    drawer.source.check(drawer.adapter)
     progress.note(f"Loading {drawer.source.label} on {device}.")
     pipe = drawer.source.pipeline(
         tokenizer,

@@ -46,6 +46,16 @@ class Source(Model):
         config = self.beside("transformer/config.json")
         return outline(self.part("transformer") if config is None else config.parent)
 
+    def check(self, adapter: Path | None) -> None:
+        """Raise `UsageError` or `PipeError` where the scheduler, or the adapter in the file
+        `adapter`, cannot be used; no weights of the model are read, nor fetched."""
+        from omnigen_pipe.model.lokr import attach_file
+        from omnigen_pipe.sampling.pipeline import load_scheduler
+
+        load_scheduler(self.part("scheduler"))
+        if adapter is not None:
+            attach_file(self.outline(), adapter)
+
     def pipeline(
         self,
         tokenizer: PromptTokenizer,
@@ -59,8 +69,8 @@ class Source(Model):
         """diffusers' pipeline (see `pipeline.build_pipeline`), the transformer in `dtype`.
 
         `adapter` is the file of one that is attached at `strength` times its own. `base_precision`
-        and `via` are those of `load_transformer`. What is small and could be wrong is loaded
-        first. Raises `UsageError` or `PipeError` where a part or the adapter cannot be used.
+        and `via` are those of `load_transformer`. `check` finds sooner what is wrong. Raises
+        `UsageError` or `PipeError` where a part or the adapter cannot be used.
         """
         import torch
 
@@ -70,8 +80,6 @@ class Source(Model):
         from omnigen_pipe.sampling.pipeline import build_pipeline, load_scheduler, set_strength
 
         scheduler = load_scheduler(self.part("scheduler"))
-        if adapter is not None:
-            attach_file(self.outline(), adapter)
         # SDXL's VAE overflows in float16, and bfloat16 has no more digits than a picture.
         options = self.vae_options.model_copy(update={"vae_dtype": "fp32"})
         try:

@@ -120,8 +120,6 @@ def _adapters(place: Path, progress: Progress) -> Iterator[Path]:
     file, passed_over = locate_adapter(place)
     for sentence in passed_over:
         progress.note(sentence, always=True)
-    if not file.is_file():
-        raise UsageError(f"There is no adapter {file}.")
     yield file
     average = file.with_name(EMA_NAME)
     if place.is_dir() and average.is_file():

@@ -383,6 +383,7 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(
         arguments = tuple(str(other) if word == OTHER else word for word in arguments)
     ended = here.run("generate", *arguments, status=2)
     assert message in " ".join(ended.stderr.replace("│", " ").split())
+    assert "Loading" not in ended.stderr
     assert [path.name for path in here.root.iterdir()] == ["omnigen"], "nothing is left behind"
 
 

@@ -242,3 +242,9 @@ def test_the_average_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
         assert checkpoints.locate_adapter(folder) == (saved.adapter, [])
     with pytest.raises(UsageError, match="without --ema"):
         checkpoints.locate_adapter(saved.adapter, ema=True)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_what_is_not_there_is_no_adapter(tmp_path: Path, ema: bool) -> None:
+    with pytest.raises(UsageError, match=r"There is no adapter .*gone\.safetensors"):
+        checkpoints.locate_adapter(tmp_path / "gone.safetensors", ema)
