@@ -150,7 +150,7 @@ def run(
 
     summary = Summary("export", changed=True)
     summary.counts = {
-        "modules merged": facts["modules"],
+        "modules merged": facts["modules"] if work.merged.worst is not None else 0,
         "tensors": len(work.plan),
         "weight files": files,
     }

@@ -60,11 +60,15 @@ def check_target(folder: Path, overwrite: bool) -> None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raise `PipeError` where the disk has no room for an export of `size` bytes at `folder`."""
+    """Raise `PipeError` where the disk has no room for an export of `size` bytes at `folder`, and
+    `UsageError` where no folder can be made there."""
     there = folder.parent
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    if usage.total == 0 or not os.access(there, os.W_OK):  # such as /proc, which holds no files
+        raise UsageError(f"{folder} cannot be made: nothing can be written into {there}.")
+    free = usage.free
     if free < size:
         raise PipeError(
             f"{folder} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there. Make "

@@ -205,6 +205,7 @@ def test_strength_0_is_the_base_to_the_last_bit(
         assert all(torch.equal(found[n].view(torch.int16), base[n].view(torch.int16)) for n in base)
     assert summary.details["survival"] is None
     assert any("changes nothing" in note for note in summary.notes)
+    assert summary.counts["modules merged"] == 0
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32", None])

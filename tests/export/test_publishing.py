@@ -123,6 +123,11 @@ def test_a_disk_without_room_is_found_before_anything_is_written(
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
+def test_where_no_files_can_be_is_said_as_such() -> None:
+    with pytest.raises(UsageError, match=r"/proc/zz cannot be made: nothing can be written"):
+        check_room(Path("/proc/zz"), 1)
+
+
 def test_room_is_asked_of_the_disk_that_the_folder_will_lie_on(tmp_path: Path) -> None:
     check_room(tmp_path / "not" / "there", 1)
     with pytest.raises(PipeError, match=r"there needs 1e\+09 GB, and .* GB are free"):
