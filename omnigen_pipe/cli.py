@@ -483,6 +483,21 @@ def evaluate(
         scoring.show(scores, opened.root)
 
 
+def _check_machine(device: str | None) -> None:
+    """Raise `UsageError`, before hours of work, where all five stages could not run: under
+    torchrun, or on a `device` that is not there."""
+    from omnigen_pipe.training.processes import from_environment
+
+    if from_environment().size > 1:
+        raise UsageError(
+            "torchrun starts `omnigen-pipe train` only. Run the other stages once, without it."
+        )
+    if device is not None:
+        from omnigen_pipe.device import pick_device
+
+        pick_device(device)
+
+
 def _run_stages(
     opened: Workspace, progress: Progress, device: str | None, shown: bool
 ) -> list[Summary]:
@@ -493,12 +508,7 @@ def _run_stages(
     import stages.tokenize
     import stages.train
     from omnigen_pipe.summary import show
-    from omnigen_pipe.training.processes import from_environment
 
-    if from_environment().size > 1:
-        raise UsageError(
-            "torchrun starts `omnigen-pipe train` only. Run the other stages once, without it."
-        )
     steps: tuple[Callable[[], Summary], ...] = (
         lambda: stages.discover.run(opened, progress),
         lambda: stages.bucket.run(opened, progress),
@@ -529,6 +539,7 @@ def run(
 ) -> None:
     """Do all five stages, skipping what is done."""
     opened, progress = _open(workspace, quiet)
+    _check_machine(device)
     summaries = _run_stages(opened, progress, device, shown=not as_json)
     if as_json:
         print(json.dumps([summary.as_json() for summary in summaries], indent=2, default=str))
@@ -574,6 +585,7 @@ def demo(
     from omnigen_pipe.demo.project import write_project
     from omnigen_pipe.progress import Progress
 
+    _check_machine(device)
     write_project(workspace, Progress(quiet))
     opened, progress = _open(workspace, quiet)
     summaries = _run_stages(opened, progress, device, shown=not as_json)

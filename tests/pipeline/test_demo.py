@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pipeline_project import Project
 
+from omnigen_pipe.config import CONFIG_NAME
 from omnigen_pipe.demo import project, proof
 from omnigen_pipe.demo.pictures import KNOWN, NEW
 from omnigen_pipe.demo.proof import GRID_NAME
@@ -59,3 +60,17 @@ def test_the_demo_from_an_empty_folder_and_again(
     assert "drawn right before" in shown
     assert Path(again["stages"][-1]["adapter"]).is_file()
     assert str(tmp_path / "demo" / GRID_NAME) in shown.replace("\n", "")
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "tpu"])
+def test_a_device_that_is_not_there_is_told_before_anything_is_written(
+    tmp_path: Path, device: str
+) -> None:
+    here = Project(tmp_path)
+    ended = here.run("demo", "--device", device, status=2)
+    assert ended.stderr.startswith(f"Error: --device {device}: ")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / CONFIG_NAME).write_text(project.CONFIGURATION)
+    ended = here.run("run", "--device", device, status=2)
+    assert ended.stderr.startswith(f"Error: --device {device}: ")
+    assert [path.name for path in tmp_path.iterdir()] == [CONFIG_NAME]
