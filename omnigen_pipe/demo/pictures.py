@@ -70,13 +70,20 @@ def held_back(scene: Scene) -> bool:
 def draw_pictures(folder: Path, scenes: Sequence[Scene]) -> list[Path]:
     """Write pictures and their captions (`.txt`) into `folder`; returns the images' paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index, scene in enumerate(scenes):
-        path = folder / f"picture-{index:03}.png"
+    paths = [folder / f"{stem}.png" for stem in _stems(len(scenes))]
+    for path, scene in zip(paths, scenes, strict=True):
         save(scene, path)
         path.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
-        paths.append(path)
     return paths
+
+
+def file_names(number: int) -> set[str]:
+    """The names of all files that `draw_pictures` writes for `number` scenes."""
+    return {stem + suffix for stem in _stems(number) for suffix in (".png", ".txt")}
+
+
+def _stems(number: int) -> list[str]:
+    return [f"picture-{index:03}" for index in range(number)]
 
 
 def _scenes(kind: Callable[[random.Random], Scene], seed: str) -> Iterator[Scene]:
