@@ -592,10 +592,20 @@ def demo(
     if as_json and any(summary.failed or summary.signal is not None for summary in summaries):
         print(json.dumps({"stages": [s.as_json() for s in summaries]}, indent=2, default=str))
     _leave(summaries, strict=False)
-    from omnigen_pipe.demo.proof import GRID_NAME, prove
+    from omnigen_pipe.demo.proof import DRAWING, GRID_NAME, prove
+    from omnigen_pipe.stop import Stopped
 
     adapter = Path(str(summaries[-1].details["adapter"]))
-    proof = prove(opened, adapter, progress, device)
+    try:
+        proof = prove(opened, adapter, progress, device)
+    except Stopped as stop:
+        said = "Stopped: the adapter is trained, and not measured. Run the same command to go on."
+        progress.note(said, always=True)
+        if as_json:
+            stages = [summary.as_json() for summary in summaries]
+            told = {"stages": stages, "proof": None, "signal": stop.signal}
+            print(json.dumps(told, indent=2, default=str))
+        raise typer.Exit(128 + stop.signal) from None
     grid = opened.root / GRID_NAME
     if as_json:
         stages = [summary.as_json() for summary in summaries]
@@ -608,7 +618,9 @@ def demo(
     # Without an activated environment the bare name would not be found.
     command = "omnigen-pipe" if shutil.which("omnigen-pipe") else sys.argv[0]
     print(
-        f"Draw with it:  {command} generate --model embedded --adapter {shlex.quote(str(adapter))} "
+        f"Draw with it:  {command} generate -w {shlex.quote(str(workspace))} "
+        f"--adapter {shlex.quote(str(adapter))} --guidance {DRAWING['guidance_scale']:g} "
+        f"--steps {DRAWING['num_inference_steps']} "
         '"a large red zorp on a black background" -o zorp.png'
     )
 

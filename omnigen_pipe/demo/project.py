@@ -157,8 +157,8 @@ def _check(root: Path) -> None:
     foreign = sorted(names - own)
     if _STAGING in names:
         # What was being written when a start was killed has an id before its name.
-        inside = (path.name for path in (root / _STAGING).iterdir())
-        foreign += [f"{_STAGING}/{name}" for name in sorted(inside) if not is_id(name[:32])]
+        left = sorted(path.name for path in (root / _STAGING).iterdir())
+        foreign += [f"{_STAGING}/{name}" for name in left if not is_id(name[:32])]
     if foreign:
         raise UsageError(
             f"{root} holds other files already, such as {foreign[0]}. Name a new folder for the "

@@ -1,7 +1,8 @@
 """Before and after: what the adapter has taught the embedded model, and what it has cost.
 
 The same sentences are drawn twice, without and with the adapter, from the same noise, and judged
-by image measurements that know nothing of the model. None of the sentences was trained on.
+by image measurements that know nothing of the model. The adapter was trained on none of the
+sentences; the base model was, on 38 of the 100 without the new word.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from omnigen_pipe.progress import Progress
 from omnigen_pipe.sampling.grid import grid_picture
 from omnigen_pipe.sampling.requests import Settings
 from omnigen_pipe.sampling.source import Source
+from omnigen_pipe.stop import StopRequest, stop_on_signal
 from omnigen_pipe.workspace import Workspace
 from omnigen_pipe.world import recognition
 from omnigen_pipe.world.scenes import Scene
@@ -29,7 +31,7 @@ from omnigen_pipe.world.scenes import Scene
 GRID_NAME, RATES_NAME = "before-and-after.png", "before-and-after.json"
 #: Less guidance than the base model's own, because it enlarges what the adapter does, too; and as
 #: few steps as draw what is known no worse.
-_DRAWING = {"guidance_scale": 2.0, "num_inference_steps": 8}
+DRAWING = {"guidance_scale": 2.0, "num_inference_steps": 8}
 #: How many of each the grid shows.
 _SHOWN = 6
 
@@ -61,14 +63,18 @@ class Proof:
 
 def prove(workspace: Workspace, adapter: Path, progress: Progress, device: str | None) -> Proof:
     """Draw and judge with and without `adapter`, and publish the grid and the rates; what was
-    judged already of the same models, sentences and settings is read again."""
+    judged already of the same models, sentences and settings is read again.
+
+    Raises `Stopped` where a signal asks for it while pictures are drawn; nothing is kept of them.
+    """
     scenes = judged_scenes(NEW, KNOWN)
     identity = _identity(workspace, adapter, scenes)
     known = _read(workspace.root / RATES_NAME, identity)
     if known is not None and (workspace.root / GRID_NAME).exists():
         return known
-    before = _drawn(workspace, None, scenes, progress, device)
-    after = _drawn(workspace, adapter, scenes, progress, device)
+    with stop_on_signal() as stop:
+        before = _drawn(workspace, None, scenes, progress, device, stop)
+        after = _drawn(workspace, adapter, scenes, progress, device, stop)
     proof = Proof(
         measure(before[:NEW], scenes[:NEW]),
         measure(after[:NEW], scenes[:NEW]),
@@ -96,7 +102,7 @@ def _identity(workspace: Workspace, adapter: Path, scenes: list[Scene]) -> str:
 
 def _settings(source: Source) -> Settings:
     """How the sentences are drawn, with and without the adapter."""
-    return source.settings().changed(_DRAWING, "demo")
+    return source.settings().changed(DRAWING, "demo")
 
 
 def _drawn(
@@ -105,14 +111,16 @@ def _drawn(
     scenes: list[Scene],
     progress: Progress,
     device: str | None,
+    stop: StopRequest,
 ) -> list[Image.Image | None]:
     import torch
 
     source = Source.of(workspace)
     pipe = source.pipeline(source.tokenizer(), pick_device(device), torch.float32, adapter)
     label = "Drawing with the adapter" if adapter else "Drawing without the adapter"
+    stop.obey()
     with progress.task(label, len(scenes)) as advance:
-        return draw_scenes(pipe, scenes, _settings(source), on_picture=advance)
+        return draw_scenes(pipe, scenes, _settings(source), on_picture=advance, on_step=stop.obey)
 
 
 def _grid(

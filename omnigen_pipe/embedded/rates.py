@@ -41,9 +41,11 @@ def draw_scenes(
     settings: Settings,
     seed: int = 0,
     on_picture: Callable[[int], object] = lambda count: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> list[Image.Image | None]:
     """A picture for the sentence of each scene, in the scene's size; the n-th has the seed
-    `seed` + n. None takes the place of one that came out as something else than numbers."""
+    `seed` + n. None takes the place of one that came out as something else than numbers.
+    `on_step` is called after each step of a batch."""
     from omnigen_pipe.sampling.pipeline import draw
 
     pictures: dict[int, Image.Image | None] = {}
@@ -53,7 +55,7 @@ def draw_scenes(
         for start in range(0, len(mine), BATCH):
             numbers = mine[start : start + BATCH]
             requests = [Request(str(n), scenes[n].caption, seed + n) for n in numbers]
-            drawn = draw(pipe, requests, sized, nullcontext())
+            drawn = draw(pipe, requests, sized, nullcontext(), on_step)
             pictures.update(zip(numbers, drawn, strict=True))
             on_picture(len(numbers))
     return [pictures[number] for number in range(len(scenes))]
