@@ -26,7 +26,8 @@ _DIFFERENT = 40
 #: Smaller blobs, as a part of the shorter side squared, are specks.
 _SPECK = 0.008
 #: Colours that differ from every named one by more than this, in levels of 255 and as a distance
-#: in RGB, have no name. The nearest two that are named are 95 apart.
+#: in RGB, have no name. Yellow and orange are nearest to each other, 74.8 apart, so that what has
+#: a name is named by the nearer one.
 _NAMED = 60
 #: So much wider or narrower than its outline a shape may be.
 _STRETCHED = 1.35

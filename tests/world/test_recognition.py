@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from omnigen_pipe.world.drawing import paint
+from omnigen_pipe.world import recognition
+from omnigen_pipe.world.drawing import SECOND_COLOUR, paint
 from omnigen_pipe.world.recognition import judge, look
 from omnigen_pipe.world.scenes import (
     BACKGROUNDS,
@@ -182,3 +185,31 @@ def test_the_radius_is_the_drawn_one(seed: int) -> None:
 def test_noise_shows_no_shape() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert not judge(Image.fromarray(noise), alone("circle", "red")).right
+
+
+def test_another_verdict_is_another_version() -> None:
+    """Rates that were kept are of the same judge. Of these scenes, blurred by up to four pixels,
+    some are seen right and some wrong."""
+    draw = random.Random(0)
+    verdicts = []
+    for number in range(100):
+        for scene in (imagine(draw), imagine_new(draw)):
+            blurred = paint(scene).filter(ImageFilter.GaussianBlur(number % 5))
+            verdicts.append(judge(blurred, scene))
+    right = sum(verdict.right for verdict in verdicts)
+    assert 50 < right < 150
+    identity = blake3(repr(verdicts).encode()).hexdigest()[:16]
+    assert (recognition.VERSION, right, identity) == (3, 132, "252dc599dc01ed23")
+
+
+def test_names_of_colours_do_not_run_together() -> None:
+    """The nearest two are further apart than a colour may be from its name."""
+    named = {**COLOURS, "the second colour": SECOND_COLOUR}
+    apart = {
+        pair: float(np.linalg.norm(np.subtract(named[pair[0]], named[pair[1]])))
+        for pair in combinations(named, 2)
+    }
+    nearest = min(apart, key=lambda pair: apart[pair])
+    assert nearest == ("yellow", "orange")
+    assert apart[nearest] == pytest.approx(74.8, abs=0.05)
+    assert apart[nearest] > recognition._NAMED
