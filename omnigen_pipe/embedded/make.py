@@ -3,8 +3,7 @@
 A tokenizer from the world's sentences; a VAE from drawings; then the project's own stages over
 thousands of drawn pictures, and the pretraining of the transformer on what they made. Whatever
 lies in FOLDER already is not made again, so the same command goes on after a stop. The finished
-model is FOLDER/finished; `--into` copies it, for instance over the one in the package. `--card`
-judges a finished model again.
+model is FOLDER/finished. `--card` judges a finished model again.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, a failed stage's own, 128 + N when a signal N ended
 it.
@@ -38,6 +37,8 @@ from omnigen_pipe.world.scenes import imagine
 
 #: Enough for every word of the world and of diffusers' negative prompt.
 _VOCABULARY = 576
+#: The largest number that an option may be: torch's generators take no larger seed than 64 bits.
+_GREATEST = 2**62
 _STAGES = ("discover", "bucket", "encode-vae", "tokenize")
 
 
@@ -234,17 +235,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, help="where to work; the same folder goes on")
     usual = Making()
-    parser.add_argument("--seed", type=_at_least(0), default=usual.seed, help="of everything")
     parser.add_argument(
-        "--vae-steps", type=_at_least(1), default=usual.vae_steps, help="of the VAE's training"
+        "--seed", type=_within(0, _GREATEST), default=usual.seed, help="of everything"
     )
     parser.add_argument(
-        "--pictures", type=_at_least(1), default=usual.pictures, help="that are drawn and learned"
+        "--vae-steps",
+        type=_within(1, _GREATEST),
+        default=usual.vae_steps,
+        help="of the VAE's training",
     )
     parser.add_argument(
-        "--steps", type=_at_least(1), default=usual.steps, help="of the pretraining"
+        "--pictures",
+        type=_within(1, _GREATEST),
+        default=usual.pictures,
+        help="that are drawn and learned",
     )
-    parser.add_argument("--into", type=Path, help="copy the finished model into this folder")
+    parser.add_argument(
+        "--steps", type=_within(1, _GREATEST), default=usual.steps, help="of the pretraining"
+    )
     parser.add_argument(
         "--card",
         action="store_true",
@@ -254,11 +262,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _within(least: int, greatest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if not least <= value <= greatest:
+            raise argparse.ArgumentTypeError(f"{value} is not within {least} … {greatest}")
         return value
 
     return number
@@ -273,10 +281,7 @@ def _run(given: argparse.Namespace) -> None:
         print(given.folder)
         return
     making = Making(given.seed, given.vae_steps, given.pictures, given.steps)
-    finished = make(given.folder, making, Progress())
-    if given.into is not None:
-        shutil.copytree(finished, given.into, dirs_exist_ok=True)
-    print(given.into or finished)
+    print(make(given.folder, making, Progress()))
 
 
 if __name__ == "__main__":

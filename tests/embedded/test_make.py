@@ -298,7 +298,7 @@ def test_errors_are_a_sentence_and_a_status(
     assert main(monkeypatch, str(folder), "--seed", "2") == 2
     assert capsys.readouterr().err.startswith(f"Error: {folder} was begun with --seed 1 ")
     assert main(monkeypatch, str(folder), "--steps", "0") == 2
-    assert "0 is less than 1" in capsys.readouterr().err
+    assert "0 is not within 1 … " in capsys.readouterr().err
 
     def fail(*arguments: object) -> None:
         raise StageFailed("discover", 3)
@@ -309,6 +309,18 @@ def test_errors_are_a_sentence_and_a_status(
     (folder / PLAN_NAME).write_text("{")
     assert main(monkeypatch, str(folder), "--seed", "1") == 1
     assert f"Error: {folder / PLAN_NAME} cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_that_torch_does_not_take_is_told_before_anything_is_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seed: str,
+) -> None:
+    assert main(monkeypatch, str(tmp_path / "w"), "--seed", seed) == 2
+    assert f"argument --seed: {seed} is not within 0 … {2**62}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_part_leaves_nothing(tmp_path: Path) -> None:
