@@ -98,7 +98,9 @@ def test_no_stage_imports_another(path: Path) -> None:
 
 
 def test_only_the_command_line_names_the_stages() -> None:
-    naming = {_module(p) for p in CODE if any(n.split(".")[0] == "stages" for n in _imports(p))}
+    naming = {
+        _room(_module(p)) for p in CODE if any(n.split(".")[0] == "stages" for n in _imports(p))
+    }
     assert naming == {"omnigen_pipe.cli"}
 
 
