@@ -6,32 +6,25 @@ where it lies, the rest is complete.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from manifests.errors import UsageError
-from manifests.publish import is_id, make_folder, publishing
+from manifests.publish import make_folder, publishing
 from omnigen_pipe.config import CONFIG_NAME
+from omnigen_pipe.demo.folder import MARK, STAGING, UNFINISHED, check_free, is_written
 from omnigen_pipe.demo.pictures import (
     KNOWN_PICTURES,
     NEW_PICTURES,
     draw_pictures,
-    file_names,
     known_scenes,
     new_scenes,
 )
 from omnigen_pipe.progress import Progress
 
-#: Begins the demo's configuration: tells it from a user's own.
-MARK = "# The demo of omnigen-pipe: the embedded model learns a new shape."
 #: To be raised whenever the pictures or the configuration change: what one version wrote is not
 #: what another would measure.
 VERSION = 3
 
-#: Lies in the folder while the demo is being written, so that a killed one can be begun again, and
-#: says by which version it was begun.
-_UNFINISHED = ".demo-unfinished"
-_STAGING = "staging"
 _FIRST_LINE = f"{MARK} Version {VERSION}."
 
 CONFIGURATION = f"""\
@@ -85,11 +78,11 @@ def write_project(root: Path, progress: Progress) -> bool:
     be written, and `WriteError` where the disk is full: nothing of a user's is ever overwritten,
     taken for the demo's, or deleted.
     """
-    path, staging = root / CONFIG_NAME, root / _STAGING
+    path, staging = root / CONFIG_NAME, root / STAGING
     try:
-        if _is_written(path):
+        if is_written(path, _FIRST_LINE):
             return False
-        _check(root)
+        check_free(root, _FIRST_LINE, {"zorps": NEW_PICTURES, "known": KNOWN_PICTURES})
         make_folder(root)
     except OSError as error:
         raise UsageError(
@@ -100,7 +93,7 @@ def write_project(root: Path, progress: Progress) -> bool:
         f"Writing the demo into {root}: {NEW_PICTURES} pictures of a new shape, and "
         f"{KNOWN_PICTURES} of what the embedded model knows."
     )
-    unfinished = root / _UNFINISHED
+    unfinished = root / UNFINISHED
     with publishing(staging, unfinished) as staged:
         staged.write_text(_FIRST_LINE + "\n", encoding="utf-8")
     for name, scenes in (
@@ -114,62 +107,3 @@ def write_project(root: Path, progress: Progress) -> bool:
         staged.write_text(CONFIGURATION, encoding="utf-8")
     unfinished.unlink(missing_ok=True)
     return True
-
-
-def _is_written(path: Path) -> bool:
-    """Whether the configuration `path` is this version's demo; False where it is not there.
-
-    Raises `UsageError` where it is anything else.
-    """
-    if not path.exists():
-        return False
-    first, *_ = path.read_text(encoding="utf-8", errors="replace").split("\n", 1)
-    if first == _FIRST_LINE:
-        return True
-    whose = "of another version of omnigen-pipe" if first.startswith(MARK) else "not the demo's"
-    raise UsageError(f"{path} is {whose}. Name a new folder for the demo with --workspace.")
-
-
-def _check(root: Path) -> None:
-    """Raise `UsageError` where the demo, which is not there, cannot be written into `root`, or
-    where `root` holds what no start of this version's demo has left."""
-    there = root.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise UsageError(f"{there} is a file. Name a folder for the demo with --workspace.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"{there} is write-protected. Name another folder for the demo with --workspace."
-        )
-    if not root.exists():
-        return
-    names = {path.name for path in root.iterdir()}
-    unfinished = root / _UNFINISHED
-    own = {_STAGING}
-    if unfinished.exists():
-        own |= {_UNFINISHED, "zorps", "known"}
-        if unfinished.read_text(encoding="utf-8", errors="replace") != _FIRST_LINE + "\n":
-            raise UsageError(
-                f"{root} is the unfinished demo of another version of omnigen-pipe. Name a new "
-                "folder for the demo with --workspace."
-            )
-    foreign = sorted(names - own)
-    if _STAGING in names:
-        # What was being written when a start was killed has an id before its name.
-        left = sorted(path.name for path in (root / _STAGING).iterdir())
-        foreign += [f"{_STAGING}/{name}" for name in left if not is_id(name[:32])]
-    if foreign:
-        raise UsageError(
-            f"{root} holds other files already, such as {foreign[0]}. Name a new folder for the "
-            "demo with --workspace."
-        )
-    for name, number in (("zorps", NEW_PICTURES), ("known", KNOWN_PICTURES)):
-        if name in names:
-            inside = {path.name for path in (root / name).iterdir()}
-            if others := sorted(inside ^ file_names(number)):
-                how = "holds" if others[0] in inside else "lacks"
-                raise UsageError(
-                    f"{root / name} {how} {others[0]}: it is not as the demo has written it. Move "
-                    "that folder away, or name a new one for the demo with --workspace."
-                )

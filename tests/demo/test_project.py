@@ -15,6 +15,7 @@ from manifests import publish
 from manifests.errors import UsageError
 from omnigen_pipe import config
 from omnigen_pipe.demo import project
+from omnigen_pipe.demo.folder import MARK
 from omnigen_pipe.demo.pictures import (
     KNOWN,
     KNOWN_PICTURES,
@@ -82,7 +83,7 @@ def test_the_configuration_is_valid_and_marked() -> None:
         ("known", "regularisation"),
     ]
     assert parsed.model.pretrained_model_name_or_path == config.EMBEDDED
-    assert project.CONFIGURATION.startswith(project.MARK)
+    assert project.CONFIGURATION.startswith(MARK)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_another_version_s_unfinished_demo_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_at(tmp_path / "demo", 2, monkeypatch)
-    (tmp_path / "demo" / ".demo-unfinished").write_text(f"{project.MARK} Version 1.\n")
+    (tmp_path / "demo" / ".demo-unfinished").write_text(f"{MARK} Version 1.\n")
     before = times(tmp_path)
     with pytest.raises(UsageError, match="unfinished demo of another version"):
         project.write_project(tmp_path / "demo", QUIET)
