@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def show(summary: Summary) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    counts = ", ".join(f"{number:,} {name}" for name, number in summary.counts.items())
+    counts = ", ".join(_counted(number, name) for name, number in summary.counts.items())
     state = "" if summary.changed or not summary.unchanged else f" ({summary.unchanged})"
     console.print(f"{summary.stage}: {counts or 'nothing to do'}{state}", markup=False)
     for table in summary.tables:
@@ -66,3 +67,8 @@ def show(summary: Summary) -> None:
         console.print(f"  left out {number:,}: {reason}", markup=False)
     for note in summary.notes:
         console.print(f"  {note}", markup=False)
+
+
+def _counted(number: int, name: str) -> str:
+    """`number` with the `name` of a count, whose plurals all end in a plain s: 1 file opened."""
+    return f"{number:,} " + (re.sub(r"s(?= |$)", "", name) if number == 1 else name)
