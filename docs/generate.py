@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
 from manifests.schema import MANIFESTS
@@ -33,12 +33,15 @@ TABLES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("[lokr.apply_preset]", config.LokrPresetConfig),
     ("[lokr.apply_preset.module_algo_map.CLASS]", config.LokrModuleConfig),
     ("[train]", config.TrainConfig),
+    ("[hub]", config.HubConfig),
+    ("[[webhook]]", config.WebhookConfig),
 )
 
 
 def _kind(annotation: Any) -> str:
     """A type as a reader of TOML would say it."""
     names = {int: "integer", float: "number", str: "text", bool: "true or false"}
+    names[SecretStr] = "text"
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in names:
         return names[annotation]

@@ -21,12 +21,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     ValidationError,
     model_validator,
 )
 
 from manifests.errors import UsageError
 from omnigen_pipe import precisions
+from omnigen_pipe.events import EventName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -723,6 +725,84 @@ class TrainConfig(_Table):
         return self
 
 
+class HubConfig(_Table):
+    """What a run pushes to the hub; see docs/hub.md."""
+
+    push_to_hub: bool = Field(
+        False,
+        description="When the run is complete, push the adapter, its configuration, validation "
+        "pictures and a model card. The login is checked before training.",
+    )
+    push_checkpoints_to_hub: bool = Field(
+        False, description="Push every checkpoint, too, while training goes on."
+    )
+    hub_model_id: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="The repository: OWNER/NAME, or NAME in the account of the login. It is made "
+        "where it is not there.",
+    )
+    model_card_private: bool = Field(
+        False,
+        description="Make the repository private. One that is there already stays what it is.",
+    )
+    model_card_license: str = Field(
+        "mit",
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        description="Licence in the model card, as the hub writes it; OmniGen-v1's own is `mit`.",
+    )
+    model_card_note: str | None = Field(
+        None, description="A paragraph of yours at the top of the model card."
+    )
+    model_card_trigger_words: tuple[str, ...] | None = Field(
+        None,
+        strict=False,
+        description="Trigger words in the model card; default: every `instance_prompt` that "
+        "captions are made with.",
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> HubConfig:
+        if self.push_checkpoints_to_hub and not self.push_to_hub:
+            raise ValueError("[hub] push_checkpoints_to_hub needs push_to_hub = true")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError(
+                "[hub] push_to_hub needs hub_model_id, the repository to push to: OWNER/NAME"
+            )
+        return self
+
+
+class WebhookConfig(_Table):
+    """A `[[webhook]]`: an address that is told how training goes; see docs/webhooks.md."""
+
+    url: SecretStr | None = Field(
+        None,
+        description="The address, http or https. Whoever knows it can write there: better name "
+        "an environment variable with `url_env`.",
+    )
+    url_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds the address.",
+    )
+    form: Literal["json", "discord"] = Field(
+        "json", description="`json`: an object with all there is. `discord`: a message for people."
+    )
+    events: tuple[EventName, ...] = Field(
+        ("start", "evaluation", "checkpoint", "validation", "end", "error"),
+        strict=False,
+        description="What it is told: start, step, evaluation, checkpoint, validation, preview, "
+        "end, error.",
+    )
+    step_interval: int = Field(100, ge=1, description="Of `step`, only every so many.")
+
+    @model_validator(mode="after")
+    def _one_address(self) -> WebhookConfig:
+        if (self.url is None) == (self.url_env is None):
+            raise ValueError("a [[webhook]] needs either url or url_env, and not both")
+        return self
+
+
 class Config(_Table):
     """The whole file."""
 
@@ -738,6 +818,8 @@ class Config(_Table):
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     lokr: LokrConfig = Field(default_factory=LokrConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    hub: HubConfig = Field(default_factory=HubConfig)
+    webhook: tuple[WebhookConfig, ...] = Field(default=(), strict=False)
 
     @property
     def datasets(self) -> tuple[DatasetConfig, ...]:
@@ -811,9 +893,10 @@ def describe(
         if fault["type"] == "extra_forbidden":
             hint = _nearest(str(location[-1]), _fields_at(root or Config, location[:-1]))
             lines.append(f"{source}: unknown key `{place}`{hint}")
-        elif location == ("dataset",):
+        elif location in (("dataset",), ("webhook",)):
+            kind = location[0]
             lines.append(
-                f"{source}: datasets are a list: write [[dataset]], with two brackets, above the "
+                f"{source}: {kind}s are a list: write [[{kind}]], with two brackets, above the "
                 "keys of each"
             )
         elif fault["type"] == "missing":
@@ -821,6 +904,8 @@ def describe(
         elif fault["type"] == "value_error":
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{source}: {message}")
+        elif location[0:1] == ("webhook",):  # an address is a secret
+            lines.append(f"{source}: `{place}`: {fault['msg'].lower()}")
         else:
             lines.append(f"{source}: `{place}` is {fault['input']!r}: {fault['msg'].lower()}")
     return "\n".join(lines)

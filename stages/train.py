@@ -9,9 +9,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from manifests.errors import UsageError
+from manifests.errors import PipeError, UsageError
+from omnigen_pipe import webhooks
 from omnigen_pipe.config import CONFIG_NAME, LokrConfig
+from omnigen_pipe.events import Events
 from omnigen_pipe.progress import Progress
+from omnigen_pipe.runs import pushing
 from omnigen_pipe.runs.checkpoints import Checkpoint, names
 from omnigen_pipe.runs.freezing import (
     NOTHING_TO_EVALUATE,
@@ -20,6 +23,7 @@ from omnigen_pipe.runs.freezing import (
     freeze_today,
 )
 from omnigen_pipe.runs.frozen import FrozenSamples
+from omnigen_pipe.runs.pushing import CheckpointPusher
 from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training.processes import Processes, connected, device_name, from_environment
@@ -28,6 +32,9 @@ from omnigen_pipe.workspace import Workspace
 if TYPE_CHECKING:
     from omnigen_pipe.training.batches import Batch
 
+#: Seconds in which webhooks may still be told that a signal ended the training.
+_SIGNALLED_PATIENCE = 3.0
+
 
 def run(
     workspace: Workspace,
@@ -35,15 +42,48 @@ def run(
     device: str | None = None,
     allow_missing: bool = False,
 ) -> Summary:
-    """Start or go on with the configured run; see `training.loop` for the work itself."""
-    config = workspace.config.train
+    """Start or go on with the configured run, and push it where it is to be pushed; see
+    `training.loop` for the work itself."""
     lokr = check(workspace)
-    this = Run(config.tracker_run_name, workspace.run_folder(config.tracker_run_name))
+    config = workspace.config
+    name = config.train.tracker_run_name
+    this = Run(name, workspace.run_folder(name))
     processes = from_environment()
-    device = device_name(processes, device)
     progress.silent = not processes.is_first
     summary = Summary("train", changed=False)
+    events = Events()
+    hooks = webhooks.opened(config.webhook, name) if processes.is_first else []
+    events.listeners += [hook.tell for hook in hooks]
+    try:
+        _train(workspace, progress, this, lokr, processes, device, allow_missing, summary, events)
+        if processes.is_first and summary.signal is None and config.hub.push_to_hub:
+            _push(workspace, progress, this, lokr, summary, events)
+        if summary.changed:
+            events.send("end", failed=summary.failed, signal=summary.signal, **summary.counts)
+    except Exception as error:
+        events.send("error", kind=type(error).__name__, message=str(error))
+        for sentence in webhooks.close(hooks):
+            progress.note(sentence, always=True)
+        raise
+    patience = webhooks.PATIENCE if summary.signal is None else _SIGNALLED_PATIENCE
+    summary.notes += webhooks.close(hooks, patience)
+    return summary
 
+
+def _train(
+    workspace: Workspace,
+    progress: Progress,
+    this: Run,
+    lokr: LokrConfig,
+    processes: Processes,
+    device: str | None,
+    allow_missing: bool,
+    summary: Summary,
+    events: Events,
+) -> None:
+    """Train to the end or a signal, where the run is not complete, and fill in `summary`."""
+    config = workspace.config.train
+    device = device_name(processes, device)
     with connected(processes, device), ExitStack() as stack:
         processes.on_first(lambda: stack.enter_context(this.alone()))
         start, checkpoint, notes = processes.on_first(
@@ -58,6 +98,11 @@ def run(
         if checkpoint is None or checkpoint.position.step < total:
             from omnigen_pipe.training.session import Session
 
+            pushers: list[CheckpointPusher] = []
+            processes.on_first(
+                lambda: pushers.extend(_checkpoint_pushers(workspace, this, lokr, total))
+            )
+            events.listeners += [pusher.tell for pusher in pushers]
             session = Session(
                 workspace,
                 progress,
@@ -67,13 +112,80 @@ def run(
                 lokr,
                 processes,
                 lambda largest: _estimated(workspace, lokr, largest),
+                events,
+            )
+            events.send(
+                "start",
+                step=checkpoint.position.step if checkpoint else 0,
+                total_steps=total,
+                samples=len(frozen),
             )
             session.train(device, checkpoint, summary)
-            return summary
+            for pusher in pushers:
+                summary.notes += pusher.close(wait=summary.signal is None)
+            return
     summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step, "steps now": 0}
     summary.details["adapter"] = str(checkpoint.adapter)
     summary.notes.append(f"The run `{this.name}` is complete. Adapter: {checkpoint.adapter}")
-    return summary
+
+
+def _checkpoint_pushers(
+    workspace: Workspace, this: Run, lokr: LokrConfig, total: int
+) -> list[CheckpointPusher]:
+    """What pushes checkpoints, where they are to be pushed.
+
+    Raises `UsageError` where anything is to be pushed and the hub refuses it.
+    """
+    config = workspace.config.hub
+    if not config.push_to_hub:
+        return []
+    pusher = pushing.Pusher(workspace, this, lokr, pushing.check(workspace))
+    return [CheckpointPusher(pusher, total)] if config.push_checkpoints_to_hub else []
+
+
+def _push(
+    workspace: Workspace,
+    progress: Progress,
+    this: Run,
+    lokr: LokrConfig,
+    summary: Summary,
+    events: Events,
+) -> None:
+    """Push the complete run, unless it is on the hub already; what fails is said in `summary`."""
+    checkpoint = pushing.newest(this)
+    if checkpoint is None or checkpoint.position.step < summary.details["total_steps"]:
+        return
+    if pushing.is_pushed(workspace, this, checkpoint):
+        return
+    progress.note(f"Pushing to {workspace.config.hub.hub_model_id}.")
+    try:
+        repository = pushing.check(workspace)
+        address = pushing.Pusher(workspace, this, lokr, repository).push(checkpoint)
+    except PipeError as error:
+        summary.failed = True
+        events.send("error", kind="push", message=str(error))
+        summary.notes.append(
+            f"The run is complete and saved, and was not pushed. {error} Then run "
+            "`omnigen-pipe train` again: it pushes what was not pushed, and trains nothing anew."
+        )
+        return
+    summary.changed = True
+    summary.details["pushed"] = address
+    summary.notes.append(f"Pushed: {address}")
+
+
+def check_hub(workspace: Workspace) -> None:
+    """Raise `UsageError` where the run is to be pushed and the hub would refuse it.
+
+    A run whose newest checkpoint is on the hub already asks nothing: it may be complete.
+    """
+    if not workspace.config.hub.push_to_hub:
+        return
+    name = workspace.config.train.tracker_run_name
+    this = Run(name, workspace.run_folder(name))
+    checkpoint = pushing.newest(this)
+    if checkpoint is None or not pushing.is_pushed(workspace, this, checkpoint):
+        pushing.check(workspace)
 
 
 def _estimated(workspace: Workspace, lokr: LokrConfig, batch: Batch) -> int:
@@ -106,6 +218,8 @@ def check(workspace: Workspace) -> LokrConfig:
         splits = {dataset.split for dataset in workspace.config.datasets}
         if "eval" not in splits:
             raise UsageError(NOTHING_TO_EVALUATE)
+    if from_environment().is_first:
+        webhooks.addresses(workspace.config.webhook)
     return workspace.lokr()
 
 

@@ -27,7 +27,7 @@ FLOORS = [
     {"omnigen_pipe.prompts"},
     {"omnigen_pipe.device", "omnigen_pipe.model_files"},
     {"omnigen_pipe.weights"},
-    {"omnigen_pipe.summary", "omnigen_pipe.workspace"},
+    {"omnigen_pipe.summary", "omnigen_pipe.webhooks", "omnigen_pipe.workspace"},
     {
         "omnigen_pipe.config",
         "omnigen_pipe.hub",
@@ -38,7 +38,7 @@ FLOORS = [
         "omnigen_pipe.stop",
         "omnigen_pipe.world",
     },
-    {"omnigen_pipe.precisions"},
+    {"omnigen_pipe.events", "omnigen_pipe.precisions"},
     {"manifests"},
 ]
 

@@ -77,6 +77,7 @@ def run_stages(
         lambda: stages.train.run(opened, progress, device=device),
     )
     stages.train.check(opened)  # before hours of other stages
+    stages.train.check_hub(opened)
     summaries: list[Summary] = []
     for step in steps:
         summaries.append(step())

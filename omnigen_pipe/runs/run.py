@@ -18,7 +18,7 @@ means; what may change (learning rate, intervals, logging) is said and taken.
 from __future__ import annotations
 
 import json
-import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,15 +30,34 @@ from blake3 import blake3
 from manifests.errors import PipeError, UsageError
 from manifests.lock import holder, locked, sign
 from manifests.publish import publishing
-from omnigen_pipe.config import CONFIG_NAME, LokrConfig
+from omnigen_pipe.config import CONFIG_NAME, LokrConfig, WebhookConfig
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint
 from omnigen_pipe.runs.terms import check_settings, free_settings, frozen_settings, taken_changes
 from omnigen_pipe.workspace import Workspace
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 SETTINGS_NAME = "run.json"
 VARIANCE_NAME = "variance.json"
 LOCK_NAME = "training.lock"
+#: What stands for a webhook's address in a run's copy of the configuration.
+_HIDDEN = "https://hidden.invalid"
+
+
+def without_addresses(text: str, webhooks: Sequence[WebhookConfig]) -> str:
+    """A configuration file's `text` without the addresses of its webhooks, which are secrets."""
+    secrets = [hook.url.get_secret_value() for hook in webhooks if hook.url is not None]
+    for secret in sorted(secrets, key=len, reverse=True):
+        if secret:
+            text = text.replace(secret, _HIDDEN)
+    left = {hook.get("url") for hook in tomllib.loads(text).get("webhook", ())}
+    if left & set(secrets) - {_HIDDEN}:
+        return "# Not copied: a webhook's address is written in a way that could not be hidden.\n"
+    return text
 
 
 @dataclass(frozen=True)
@@ -142,8 +161,9 @@ class Run:
         config = workspace.config.train
         source = workspace.root / CONFIG_NAME
         if source.exists():
+            text = without_addresses(source.read_text("utf-8"), workspace.config.webhook)
             with publishing(workspace.staging, self.folder / "config.toml") as copy:
-                shutil.copyfile(source, copy)
+                copy.write_text(text, "utf-8", newline="")
         # Of an earlier start that came to no checkpoint, perhaps on other data.
         (self.folder / VARIANCE_NAME).unlink(missing_ok=True)
         freeze()

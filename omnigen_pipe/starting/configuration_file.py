@@ -22,7 +22,13 @@ from pydantic_core import PydanticUndefined
 
 from manifests.errors import UsageError
 from omnigen_pipe import config as configuration
-from omnigen_pipe.config import CONFIG_NAME, Config, DatasetConfig, DatasetOptions
+from omnigen_pipe.config import (
+    CONFIG_NAME,
+    Config,
+    DatasetConfig,
+    DatasetOptions,
+    WebhookConfig,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +55,10 @@ _EXAMPLES: dict[str, Any] = {
     "user_prompt_library": "prompts.json",
     "validation_negative_prompt": "blurry",
     "lycoris_config": "lycoris_config.json",
+    "hub_model_id": "OWNER/NAME",
+    "model_card_note": "What this adapter is good for.",
+    "model_card_trigger_words": ["a photo of my subject"],
+    "url_env": "WEBHOOK_URL",
 }
 
 
@@ -92,6 +102,8 @@ def render(values: dict[str, Any]) -> str:
             blocks.append(_table("defaults", DatasetOptions, values.get(name, {})))
         elif name == "dataset":
             blocks += _datasets(values.get(name, []))
+        elif name == "webhook":
+            blocks += _webhooks(values.get(name, []))
         else:
             model = field.annotation
             assert isinstance(model, type)
@@ -124,6 +136,23 @@ def _datasets(datasets: list[dict[str, Any]]) -> list[str]:
     return blocks
 
 
+def _webhooks(webhooks: list[dict[str, Any]]) -> list[str]:
+    """One block per webhook; the first explains the keys, and without any it is an example."""
+    blocks = []
+    for position, webhook in enumerate(webhooks or [{}]):
+        lines = [_comment(_doc(WebhookConfig))] if position == 0 else []
+        lines.append("[[webhook]]" if webhook else "#[[webhook]]")
+        for name, field in WebhookConfig.model_fields.items():
+            if position == 0:
+                lines.append(_comment(f"{name}: {_meaning(name, field)}"))
+            # Of url and url_env there is only one: switched on, both would contradict each other.
+            other = name == "url" or (name == "url_env" and "url" in webhook)
+            if name in webhook or (position == 0 and not other):
+                lines.append(_entry(name, field, webhook))
+        blocks.append("\n".join(lines))
+    return blocks
+
+
 def _table(path: str, model: type[BaseModel], values: dict[str, Any]) -> str:
     """The block of one table, its sub-tables last as TOML wants it."""
     lines = [_comment(_doc(model)), f"[{path}]"]
@@ -143,7 +172,7 @@ def _entry(name: str, field: FieldInfo, values: dict[str, Any]) -> str:
         return f"{_key(name)} = {toml_value(values[name])}"
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None or default is PydanticUndefined:
-        default = _EXAMPLES.get(name, _example(field.annotation))
+        default = _EXAMPLES[name] if name in _EXAMPLES else _example(field.annotation)
     return f"#{_key(name)} = {toml_value(default)}"
 
 

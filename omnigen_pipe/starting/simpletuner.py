@@ -22,6 +22,7 @@ from manifests.errors import UsageError
 from omnigen_pipe.config import (
     DatasetConfig,
     DatasetOptions,
+    HubConfig,
     LokrConfig,
     LokrModuleConfig,
     LokrPresetConfig,
@@ -75,6 +76,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
     "validation": ValidationConfig,
     "prompts": PromptsConfig,
+    "hub": HubConfig,
     "defaults": DatasetOptions,
 }
 
@@ -115,6 +117,8 @@ _REMARKS = {
     "base_model_precision": "only the blocks' linear layers; fp8-torchao here quantises no "
     "activations",
     "dynamo_backend": "here always block by block, with dynamic shapes",
+    "push_checkpoints_to_hub": "each replaces the one before in a commit of its own",
+    "model_card_note": "at the top of the model card",
 }
 
 #: Taken over, but not the same here.
@@ -231,10 +235,10 @@ _NOT_SUPPORTED = {
     "adapter become wrong",
     "quantization_config": "base_model_precision is the only choice here",
     "dynamo_fullgraph": "the core of attention stays outside of the graphs here",
-    "webhook_*": "no webhooks here yet",
-    "push_*": "nothing is uploaded here yet",
-    "hub_*": "nothing is uploaded here yet",
-    "model_card_*": "nothing is uploaded here yet",
+    "webhook_reporting_*": "see step_interval of [[webhook]]",
+    "push_to_hub_background": "checkpoints are always pushed beside the training here",
+    "publishing_config": "only the hub is published to here",
+    "model_card_safe_for_work": "write what others should know into model_card_note",
     "tracker_project_name": "TensorBoard knows no projects",
     "scheduled_sampling_*": "rollout here takes plain Euler steps from a drawn time",
     "vae_cache_disable": "latents always go through shards here",
@@ -327,14 +331,28 @@ def _settle(conversion: Conversion) -> None:
         _leave_out(conversion, ("use_ema", "ema_decay"), "not supported", note)
     if train.get("fsdp_enable") and train.get("base_model_precision", "no_change") != "no_change":
         _leave_out(conversion, ("fsdp_enable",), "not supported", "quantised weights fit one card")
+    hub = conversion.values.get("hub", {})
+    pushes = ("push_to_hub", "push_checkpoints_to_hub")
+    if hub.get("push_to_hub") and not hub.get("hub_model_id"):
+        note = "without hub_model_id: set it, and this, in [hub]"
+        _leave_out(conversion, pushes, "not supported", note, "hub")
+    elif hub.get("push_checkpoints_to_hub") and not hub.get("push_to_hub"):
+        note = "nothing was pushed without push_to_hub"
+        _leave_out(conversion, pushes[1:], "without effect there", note, "hub")
 
 
-def _leave_out(conversion: Conversion, names: tuple[str, ...], outcome: Outcome, note: str) -> None:
-    """Take options of `[train]` out of the configuration again, with another entry for each."""
+def _leave_out(
+    conversion: Conversion,
+    names: tuple[str, ...],
+    outcome: Outcome,
+    note: str,
+    table: str = "train",
+) -> None:
+    """Take options of `table` out of the configuration again, with another entry for each."""
     for name in names:
-        conversion.values["train"].pop(name, None)
+        conversion.values[table].pop(name, None)
         for place, entry in enumerate(conversion.report):
-            if entry.target == f"train.{name}":
+            if entry.target == f"{table}.{name}":
                 conversion.report[place] = replace(entry, outcome=outcome, target=None, note=note)
 
 
@@ -542,6 +560,8 @@ def _convert_config(
         name = _SPELLINGS.get(_name(key), _name(key))
         if name == "data_backend_config":
             file.add(key, value, "taken over", "[[dataset]]", f"read from {dataloader}")
+        elif name == "webhook_config":
+            _convert_webhooks(conversion, file, key, value, path)
         elif name == "lycoris_config" and lycoris is not None:
             file.add(key, value, "taken over", "[lokr]", f"read from {lycoris}")
         elif name == "model_type" and str(value) != "lora":
@@ -579,6 +599,38 @@ def _convert_config(
             else:
                 file.leave(key, value)
     _leave_uncompiled(conversion)
+
+
+def _convert_webhooks(
+    conversion: Conversion, file: _File, key: str, value: Any, config_file: Path
+) -> None:
+    """The webhooks of `webhook_config`: a file's name, or what stands in such a file.
+
+    Addresses are secrets, and stand in no report.
+    """
+    if value in (None, "", {}, []):
+        file.add(key, value, "not needed", None, "empty there")
+        return
+    shown: Any = value if isinstance(value, str) else "(hidden)"
+    if isinstance(value, str):
+        found = _find(config_file, {key: value}, key, "config.json")
+        assert found is not None  # it is not empty
+        try:
+            value = json.loads(found.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{found} cannot be read as JSON: {type(error).__name__}.") from error
+    hooks = []
+    for each in value if isinstance(value, list) else [value]:
+        options = each if isinstance(each, dict) else {}
+        url = options.get("webhook_url") or options.get("callback_url")
+        if not isinstance(url, str):
+            file.add(key, shown, "not supported", None, "a webhook without an address")
+            return
+        form = "discord" if options.get("webhook_type") == "discord" else "json"
+        hooks.append({"url": url, "form": form})
+    conversion.values["webhook"] = hooks
+    note = "other messages than there; better name the address by url_env"
+    file.add(key, shown, "changed", "[[webhook]]", note)
 
 
 def _leave_uncompiled(conversion: Conversion) -> None:

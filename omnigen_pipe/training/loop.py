@@ -21,6 +21,7 @@ import torch
 from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.device import peak_memory
+from omnigen_pipe.events import Events
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.metrics import MetricsWriter
@@ -70,6 +71,8 @@ class Course:
     evaluate: Callable[[int], object] | None = None
     #: The losses of the last steps, which a resumed run has from before.
     window: LossWindow = field(default_factory=LossWindow)
+    #: Is told of every step; of the first process only.
+    events: Events = field(default_factory=Events)
     processes: Processes = field(default_factory=Processes)
 
 
@@ -129,6 +132,9 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
                     "memory_gib": memory,
                 }
                 course.metrics.write(position.step, values, window.board())
+                course.events.send(
+                    "step", step=position.step, total_steps=plan.total_steps, **values
+                )
             how = f"{window.progress_text()} lr {rate:.1e} {speed:.1f}/s {memory:.1f}GiB"
             advance(1, how, window.bins_text())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from manifests.errors import PipeError
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import exact_float32, pick_device, release_memory
+from omnigen_pipe.events import Events
 from omnigen_pipe.model.transformer import check_fits
 from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
@@ -51,6 +52,8 @@ class Session:
     processes: Processes
     #: Bytes that training on such batches should allocate on a GPU at its peak.
     estimate: Callable[[Batch], int]
+    #: Is told of what happens; of the first process only.
+    events: Events = field(default_factory=Events)
 
     def train(
         self, device_name: str | None, checkpoint: Checkpoint | None, summary: Summary
@@ -88,6 +91,7 @@ class Session:
                 evaluate=self._evaluation(trainee, variance, metrics, summary),
                 processes=self.processes,
                 window=window,
+                events=self.events,
             )
             plan = Plan(position, summary.details["total_steps"], order)
             reached = train(trainee, plan, config, course)
@@ -228,6 +232,7 @@ class Session:
                 metrics.write_evaluation(
                     step, evaluation.as_line(results), evaluation.as_board(results)
                 )
+                self.events.send("evaluation", step=step, **evaluation.as_line(results))
 
         return evaluate
 
@@ -259,6 +264,7 @@ class _Saver:
         )
         keep = session.workspace.config.train.checkpoints_total_limit
         checkpoints.prune(folder, staging, keep)
+        session.events.send("checkpoint", step=position.step, folder=saved.folder.name)
         return saved
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from manifests.errors import UsageError
 from omnigen_pipe import config
-from omnigen_pipe.config import Config, DatasetConfig, DatasetOptions
+from omnigen_pipe.config import Config, DatasetConfig, DatasetOptions, WebhookConfig
 from omnigen_pipe.starting.configuration_file import render, toml_value, write
 from omnigen_pipe.starting.questions import answered, configured, dataset_ids, from_workspace
 
@@ -47,7 +47,7 @@ def test_it_loads_and_sets_exactly_the_values(tmp_path: Path) -> None:
     values = default_values()
     path = write(tmp_path / "new", values)
     assert tomllib.loads(path.read_text()) == {
-        **{name: {} for name in Config.model_fields if name not in values},
+        **{n: {} for n in Config.model_fields if n not in values and n != "webhook"},
         **values,
         "lokr": {"apply_preset": {}},
     }
@@ -65,8 +65,9 @@ def test_every_key_is_there_with_its_meaning() -> None:
         for step in path.split("."):
             table = table[step]
         assert set(table) == set(model.model_fields), path
+    assert set(raw["webhook"][0]) == set(WebhookConfig.model_fields) - {"url"}
     flat = " ".join(render(default_values()).replace("\n# ", " ").split())
-    for model in [*tables(Config).values(), DatasetConfig]:
+    for model in [*tables(Config).values(), DatasetConfig, WebhookConfig]:
         for name, field in model.model_fields.items():
             if field.annotation in tables(Config).values():
                 continue  # a table of its own, which says itself what it is

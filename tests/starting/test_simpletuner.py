@@ -285,7 +285,12 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
         ("dynamo_backend", "tensorrt", "not supported", "'no' holds"),
         ("dynamo_mode", "max-autotune", "not supported", "'default' holds"),
         ("dynamo_use_regional_compilation", True, "not needed", "block by block"),
-        ("push_to_hub", True, "not supported", "uploaded"),
+        ("push_to_hub", True, "not supported", "without hub_model_id"),
+        ("push_to_hub", False, "taken over", ""),
+        ("push_checkpoints_to_hub", True, "without effect there", "without push_to_hub"),
+        ("hub_model_id", "me/cats", "taken over", ""),
+        ("model_card_private", "true", "taken over", ""),
+        ("model_card_safe_for_work", True, "not supported", "model_card_note"),
         ("lora_type", "standard", "not supported", "LyCORIS"),
         ("model_type", "full", "not supported", "adapters"),
         ("flow_schedule_shift", 3, "without effect there", "fixed"),
@@ -485,3 +490,30 @@ def test_what_excludes_each_other_here_is_left_out_and_said(tmp_path: Path) -> N
     assert not train.use_ema
     assert not train.fsdp_enable
     assert train.base_model_precision == "int8-quanto"
+
+
+def test_pushing_is_taken_over_where_it_says_where_to(tmp_path: Path) -> None:
+    raw = {"push_to_hub": True, "push_checkpoints_to_hub": "true", "hub_model_id": "me/cats"}
+    hub = one(tmp_path, **raw)[1].hub
+    assert (hub.push_to_hub, hub.push_checkpoints_to_hub) == (True, True)
+    assert hub.hub_model_id == "me/cats"
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_webhooks_are_taken_over_and_their_addresses_reported_nowhere(
+    tmp_path: Path, inline: bool
+) -> None:
+    hooks = [
+        {"webhook_type": "discord", "webhook_url": "https://discord.test/api/webhooks/1/s3cret"},
+        {"webhook_type": "raw", "callback_url": "https://host.test/s3cret"},
+    ]
+    (tmp_path / "webhooks.json").write_text(json.dumps(hooks))
+    entry, taken = one(tmp_path, webhook_config=hooks if inline else "webhooks.json")
+    assert (entry.outcome, entry.target) == ("changed", "[[webhook]]")
+    assert "s3cret" not in str(entry)
+    found = taken.webhook
+    assert [hook.form for hook in found] == ["discord", "json"]
+    assert [hook.url.get_secret_value() for hook in found if hook.url] == [
+        hooks[0]["webhook_url"],
+        hooks[1]["callback_url"],
+    ]

@@ -1,0 +1,227 @@
+"""Pushing a run to the hub: its newest adapter, how it was made, validation pictures and a card.
+
+    README.md              the model card
+    adapter.safetensors    and ema.safetensors, where there is one
+    lycoris_config.json    the adapter's configuration
+    training.json          the settings of the run
+    validation/            the pictures of the run
+
+`runs/NAME/hub.json` says what was pushed last, so that what was not can be pushed later. A push
+that fails costs the training nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from manifests.errors import PipeError
+from manifests.publish import make_folder, publishing, staged
+from omnigen_pipe import hub
+from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.events import Event
+from omnigen_pipe.model_files import Model
+from omnigen_pipe.runs import frozen
+from omnigen_pipe.runs.card import card
+from omnigen_pipe.runs.checkpoints import ADAPTER_NAME, EMA_NAME, Checkpoint, names, read
+from omnigen_pipe.runs.run import Run
+from omnigen_pipe.workspace import Workspace
+
+RECORD_NAME = "hub.json"
+_PICTURES = "validation"
+_PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
+#: Settings that are paths of this machine.
+_PATHS = ("init_lora", "lycoris_config")
+
+
+@dataclass(frozen=True)
+class Pusher:
+    """Pushes checkpoints of one run to `repository`, an OWNER/NAME that may be written to."""
+
+    workspace: Workspace
+    run: Run
+    lokr: LokrConfig
+    repository: str
+
+    def push(self, checkpoint: Checkpoint) -> str:
+        """Push `checkpoint` and note it in the run; returns the commit's address.
+
+        Raises `PipeError` where it cannot be pushed.
+        """
+        address = self.commit(checkpoint.folder, checkpoint.position.step)
+        record = _record(self.workspace, self.run, checkpoint)
+        with publishing(self.workspace.staging, self.run.folder / RECORD_NAME) as unfinished:
+            unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return address
+
+    def commit(self, folder: Path, step: int) -> str:
+        """Push the files of a checkpoint, which lie in `folder`; raises `PipeError`."""
+        adapters = [n for n in (ADAPTER_NAME, EMA_NAME) if (folder / n).is_file()]
+        pictures = validation_pictures(self.run)
+        paths = [path.relative_to(self.run.folder).as_posix() for path in pictures]
+        samples, _ = frozen.read(self.run.samples)
+        text = card(
+            self.workspace,
+            self.lokr,
+            samples,
+            name=self.run.name,
+            repository=self.repository,
+            step=step,
+            averaged=EMA_NAME in adapters,
+            pictures=paths,
+        )
+        files: dict[str, Path | bytes] = {
+            "README.md": text.encode("utf-8"),
+            "lycoris_config.json": _as_json(self.lokr.model_dump(mode="json", exclude_none=True)),
+            "training.json": _as_json(self._settings(step)),
+            **{name: folder / name for name in adapters},
+            **dict(zip(paths, pictures, strict=True)),
+        }
+        return hub.upload(self.repository, files, f"{self.run.name}: step {step}")
+
+    def _settings(self, step: int) -> dict[str, Any]:
+        start = self.run.start()
+        settings = {
+            name: value
+            for name, value in {**start.settings, **start.free}.items()
+            if name not in _PATHS
+        }
+        return {
+            "base": Model.of(self.workspace).label,
+            "step": step,
+            "micro_batches": start.micro_batches,
+            "samples_blake3": start.samples,
+            "settings": settings,
+        }
+
+
+class CheckpointPusher:
+    """Pushes checkpoints beside the training, in a thread of its own; `tell` is a listener.
+
+    One at a time: what is saved while the last one is still on its way is passed over, since a
+    later one comes. Files are linked first, so that a checkpoint may be pruned meanwhile.
+    """
+
+    def __init__(self, pusher: Pusher, last_step: int) -> None:
+        """The checkpoint of `last_step` is left to who pushes the complete run."""
+        self._pusher = pusher
+        self._last_step = last_step
+        self._thread: threading.Thread | None = None
+        self._failures: list[str] = []
+        self._passed_over = 0
+
+    def tell(self, event: Event) -> None:
+        """Push a checkpoint that was saved."""
+        if event.name != "checkpoint" or event.fields["step"] == self._last_step:
+            return
+        if self._thread is not None and self._thread.is_alive():
+            self._passed_over += 1
+            return
+        step = int(event.fields["step"])
+        source = self._pusher.run.checkpoints / str(event.fields["folder"])
+        folder = staged(self._pusher.workspace.staging, source)
+        try:
+            _link(source, folder)
+        except OSError as error:
+            self._failures.append(f"step {step}: {error.strerror or error}")
+            return
+        self._thread = threading.Thread(
+            target=self._push, args=(folder, step), daemon=True, name="hub"
+        )
+        self._thread.start()
+
+    def _push(self, folder: Path, step: int) -> None:
+        try:
+            self._pusher.commit(folder, step)
+        except (PipeError, OSError) as error:
+            self._failures.append(f"step {step}: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self, wait: bool) -> list[str]:
+        """What went wrong, in sentences; with `wait` the push that is on its way is waited for,
+        and without it is given up."""
+        notes = []
+        if self._thread is not None and wait:
+            self._thread.join()
+        if self._thread is not None and self._thread.is_alive():
+            notes.append("The push of a checkpoint was on its way, and was given up.")
+        notes += [f"A checkpoint was not pushed, {failure}" for failure in self._failures]
+        if self._passed_over:
+            notes.append(
+                f"{self._passed_over} checkpoints were not pushed: the one before was still on its "
+                "way."
+            )
+        return notes
+
+
+def is_pushed(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> bool:
+    """Whether `checkpoint` and today's pictures are what was pushed last, to where it goes now."""
+    try:
+        known = json.loads((run.folder / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(known == _record(workspace, run, checkpoint))
+
+
+def validation_pictures(run: Run) -> list[Path]:
+    """The pictures in the run's `validation/`, in the order of their paths; no links."""
+    folder = run.folder / _PICTURES
+    found = folder.rglob("*") if folder.is_dir() else ()
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in _PICTURE_TYPES and path.is_file() and not path.is_symlink()
+    )
+
+
+def _record(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    pictures = blake3()
+    for path in validation_pictures(run):
+        pictures.update(path.relative_to(run.folder).as_posix().encode() + b"\0")
+        pictures.update(path.read_bytes())
+    return {
+        "hub_model_id": workspace.config.hub.hub_model_id,
+        "step": checkpoint.position.step,
+        "adapter": checkpoint.hashes[ADAPTER_NAME],
+        "pictures": pictures.hexdigest(),
+    }
+
+
+def _link(source: Path, folder: Path) -> None:
+    """The adapters of a checkpoint once more, in `folder`, as links or else copies."""
+    make_folder(folder)
+    for name in (ADAPTER_NAME, EMA_NAME):
+        if not (source / name).is_file():
+            continue
+        try:
+            os.link(source / name, folder / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(source / name, folder / name)
+
+
+def _as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode("utf-8")
+
+
+def newest(run: Run) -> Checkpoint | None:
+    """The newest checkpoint by its name, whose files are not looked at; None where it is none."""
+    found = names(run.checkpoints)
+    try:
+        return read(run.checkpoints / found[-1]) if found else None
+    except PipeError:
+        return None
+
+
+def check(workspace: Workspace) -> str:
+    """The repository that may be written to; raises `UsageError` as `hub.check_writable` does."""
+    config = workspace.config.hub
+    assert config.hub_model_id is not None  # the configuration is checked
+    return hub.check_writable(config.hub_model_id, config.model_card_private)

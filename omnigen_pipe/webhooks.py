@@ -1,0 +1,321 @@
+"""Webhooks: events of a training, sent to addresses as they happen.
+
+Each webhook has a thread and a bounded queue of its own: an address that hangs or is gone costs
+training nothing, and another webhook nothing either. What cannot be delivered is dropped, counted,
+and said at the end. An address is a secret (whoever knows it can write there): nothing here says
+more of it than its host.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from manifests.errors import UsageError
+from omnigen_pipe.config import WebhookConfig
+from omnigen_pipe.events import Event, EventFile
+
+#: Events that wait for a webhook; what comes while it is full is dropped.
+QUEUE_LENGTH = 64
+#: Bytes of files that wait for a webhook: pictures are large.
+QUEUE_BYTES = 64 << 20
+#: Seconds after which a server that says nothing has failed.
+TIMEOUT = 10.0
+#: Seconds between the tries of one event.
+PAUSES = (1.0, 4.0, 16.0)
+#: Seconds that a server may ask to be left alone for.
+LONGEST_PAUSE = 60.0
+#: Seconds in which, at the end, what still waits may be delivered.
+PATIENCE = 20.0
+#: Discord refuses longer messages, and more files.
+_DISCORD_LENGTH = 2000
+_DISCORD_FILES = 10
+#: Fields of a message for people, in this order, and how each is said.
+_SAID = {
+    "total_steps": "of {}",
+    "loss": "loss {:.4g}",
+    "learning_rate": "lr {:.1e}",
+    "repository": "pushed to {}",
+    "message": "{}",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a webhook goes. Its `url` is never shown; `label` is what it is called."""
+
+    url: str
+    label: str
+
+    def __repr__(self) -> str:
+        """Without the address."""
+        return f"Address({self.label})"
+
+
+def addresses(webhooks: Sequence[WebhookConfig]) -> list[Address]:
+    """The address of each webhook; raises `UsageError` where one is missing or is none."""
+    return [_address(number, webhook) for number, webhook in enumerate(webhooks, start=1)]
+
+
+def _address(number: int, webhook: WebhookConfig) -> Address:
+    if webhook.url is not None:
+        place, text = f"the url of [[webhook]] {number}", webhook.url.get_secret_value()
+    else:
+        assert webhook.url_env is not None  # the configuration is checked
+        place = f"the environment variable {webhook.url_env}, named by [[webhook]] {number},"
+        text = os.environ.get(webhook.url_env, "")
+        if not text:
+            raise UsageError(
+                f"There is nothing in {place.rstrip(',')}. Set it to the webhook's address, or "
+                "take the webhook out."
+            )
+    if not _is_address(text):
+        raise UsageError(f"What stands in {place} is no address: it begins with https://HOST/.")
+    return Address(text, f"webhook {number} ({urlsplit(text).hostname})")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return (
+        plain and parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.username
+    )
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is posted: a body and its media type."""
+
+    body: bytes
+    media_type: str
+
+
+def message(event: Event, form: str, run: str, at: datetime) -> Message:
+    """`event` of the run `run` in the form `json` or `discord`; with files it is multipart."""
+    if form == "discord":
+        text = _sentence(event, run)
+        said: dict[str, Any] = {
+            "content": text if len(text) <= _DISCORD_LENGTH else text[: _DISCORD_LENGTH - 1] + "…",
+            "allowed_mentions": {"parse": []},  # a prompt that says @everyone calls nobody
+        }
+        name, files = "payload_json", event.files[:_DISCORD_FILES]
+        parts = [(f"files[{number}]", file) for number, file in enumerate(files)]
+    else:
+        moment = at.astimezone(timezone.utc).isoformat(timespec="seconds")
+        said = {"event": event.name, "run": run, "time": moment, **event.fields}
+        name = "event"
+        parts = [(f"file{number}", file) for number, file in enumerate(event.files)]
+    encoded = json.dumps(said, allow_nan=False, default=str).encode()
+    if not parts:
+        return Message(encoded, "application/json")
+    return _multipart([(name, EventFile("", encoded, "application/json")), *parts])
+
+
+def _sentence(event: Event, run: str) -> str:
+    """An event in a line for people."""
+    fields = event.fields
+    said = [f"**{run}** {event.name}"]
+    if "step" in fields:
+        said.append(f"step {fields['step']}")
+    said += [
+        form.format(fields[name]) for name, form in _SAID.items() if fields.get(name) is not None
+    ]
+    return " · ".join(said)
+
+
+def _multipart(parts: Sequence[tuple[str, EventFile]]) -> Message:
+    boundary = uuid4().hex
+    body = b""
+    for name, file in parts:
+        # Names are the sender's own, but one with a quote must not end the header.
+        safe = "".join(c if c.isalnum() or c in " ._-" else "_" for c in file.name)
+        named = f'; filename="{safe}"' if file.name else ""
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{named}\r\n'
+        head += f"Content-Type: {file.media_type}\r\n\r\n"
+        body += head.encode("utf-8") + file.content + b"\r\n"
+    body += f"--{boundary}--\r\n".encode()
+    return Message(body, f"multipart/form-data; boundary={boundary}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a post ended: None for a delivery, else why not; and whether to try again, and when."""
+
+    why: str | None = None
+    again: bool = False
+    pause: float | None = None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry an event to an address that nobody has written down."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """None: the redirect's own status is the answer."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
+
+
+def post(address: Address, said: Message, timeout: float = TIMEOUT) -> Answer:
+    """Post once. Nothing that the answer says contains the address."""
+    request = urllib.request.Request(
+        address.url,
+        said.body,
+        {"Content-Type": said.media_type, "User-Agent": "omnigen-pipe"},
+        method="POST",
+    )
+    try:
+        with _OPENER.open(request, timeout=timeout):
+            return Answer()
+    except urllib.error.HTTPError as error:
+        with error:
+            code = error.code
+            again = code in (408, 429) or code >= 500
+            return Answer(f"HTTP {code}", again, _asked_pause(error.headers.get("Retry-After")))
+    except (OSError, http.client.HTTPException, ValueError) as error:  # also of a host's name
+        return Answer(_why(error, timeout), again=True)
+
+
+def _asked_pause(text: str | None) -> float | None:
+    """The seconds that `Retry-After` asks for, within bounds; a date is not understood."""
+    try:
+        seconds = float(text or "")
+    except ValueError:
+        return None
+    return min(seconds, LONGEST_PAUSE) if seconds >= 0 else None  # None also of "nan"
+
+
+def _why(error: Exception, timeout: float) -> str:
+    """Why nothing could be sent, not in the library's words: those may hold the address."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {timeout:g} s"
+    if isinstance(cause, socket.gaierror):
+        return "its host was not found"
+    if isinstance(cause, ConnectionError):
+        return (cause.strerror or "the connection was closed").lower()
+    return type(cause).__name__
+
+
+class Webhook:
+    """One address and its thread. `tell` is a listener of events, and never waits."""
+
+    def __init__(
+        self,
+        address: Address,
+        config: WebhookConfig,
+        run: str,
+        *,
+        timeout: float = TIMEOUT,
+        wait: Callable[[float], bool] | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        """`wait` pauses for so many seconds, and says whether to give up; `now` is the clock."""
+        self.address = address
+        self._config = config
+        self._run = run
+        self._timeout = timeout
+        self._now = now
+        self._given_up = threading.Event()
+        self._wait = wait or self._given_up.wait
+        self._waiting: queue.Queue[tuple[Event, datetime] | None] = queue.Queue(QUEUE_LENGTH)
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._taken = 0
+        self._delivered = 0
+        self._lost: Counter[str] = Counter()
+        self._thread = threading.Thread(target=self._deliver_all, daemon=True, name="webhook")
+        self._thread.start()
+
+    def tell(self, event: Event) -> None:
+        """Take `event` to be sent, where it is asked for; dropped where too many wait already."""
+        if event.name not in self._config.events:
+            return
+        if event.name == "step" and int(event.fields["step"]) % self._config.step_interval:
+            return
+        size = sum(len(file.content) for file in event.files)
+        with self._lock:
+            self._taken += 1
+            if self._bytes and self._bytes + size > QUEUE_BYTES:
+                self._lost["too many waited"] += 1
+                return
+            try:
+                self._waiting.put_nowait((event, self._now()))
+            except queue.Full:
+                self._lost["too many waited"] += 1
+            else:
+                self._bytes += size
+
+    def close(self, patience: float = PATIENCE) -> str | None:
+        """Deliver what waits, within `patience` seconds; a sentence where something was lost."""
+        end = time.monotonic() + patience
+        try:
+            self._waiting.put(None, timeout=patience or 0.001)
+        except queue.Full:
+            pass
+        else:
+            self._thread.join(max(0.0, end - time.monotonic()))
+        self._given_up.set()
+        with self._lock:
+            undelivered = self._taken - self._delivered - sum(self._lost.values())
+            if undelivered:
+                self._lost["the end came first"] += undelivered
+            if not self._lost:
+                return None
+            reasons = ", ".join(f"{n}: {why}" for why, n in self._lost.most_common())
+            lost = sum(self._lost.values())
+            return f"{lost} of {self._taken} events did not reach {self.address.label} ({reasons})."
+
+    def _deliver_all(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            event, at = item
+            why = self._deliver(message(event, self._config.form, self._run, at))
+            with self._lock:
+                self._bytes -= sum(len(file.content) for file in event.files)
+                if self._given_up.is_set():
+                    return  # it is counted already
+                if why is None:
+                    self._delivered += 1
+                else:
+                    self._lost[why] += 1
+
+    def _deliver(self, said: Message) -> str | None:
+        """Post until it is taken; else why it was not."""
+        for pause in (*PAUSES, None):
+            answer = post(self.address, said, self._timeout)
+            if answer.why is None or not answer.again or pause is None:
+                break
+            if self._wait(pause if answer.pause is None else answer.pause):
+                break
+        return answer.why
+
+
+def opened(webhooks: Sequence[WebhookConfig], run: str) -> list[Webhook]:
+    """A running webhook for each that is configured; raises as `addresses` does."""
+    found = addresses(webhooks)
+    return [Webhook(a, config, run) for a, config in zip(found, webhooks, strict=True)]
+
+
+def close(webhooks: Sequence[Webhook], patience: float = PATIENCE) -> list[str]:
+    """Close all, within `patience` seconds together; a sentence for each that lost something."""
+    end = time.monotonic() + patience
+    sentences = [webhook.close(max(0.0, end - time.monotonic())) for webhook in webhooks]
+    return [sentence for sentence in sentences if sentence is not None]

@@ -1,0 +1,252 @@
+"""Runs that are pushed to a hub and told to webhooks, both servers on this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+from PIL import Image
+from pipeline_project import Project
+
+from omnigen_pipe import hub, webhooks
+from writable_hub import TOKEN, State, writable_hub
+
+SECRET = "the-path-is-secret"
+REPOSITORY = "tester/cats"
+HUB = f"""
+[hub]
+push_to_hub = true
+hub_model_id = "{REPOSITORY}"
+model_card_private = true
+model_card_note = "Only a test."
+"""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    with writable_hub() as state:
+        monkeypatch.setattr(constants, "ENDPOINT", state.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hub, "PAUSES", ())
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        close_session()
+        yield state
+        close_session()
+
+
+@contextmanager
+def listener(status: int = 204) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The secret address of a webhook that answers `status`, and the events that it was sent."""
+    got: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/{SECRET}", got
+        running.shutdown()
+        thread.join()
+
+
+def prepared(project: Callable[..., Project], folder: Path, extra: str, **train: object) -> Project:
+    pictures = folder / "private pictures"
+    pictures.mkdir()
+    for number in range(4):
+        turned = Image.radial_gradient("L").resize((80, 80)).rotate(30 * number)
+        turned.convert("RGB").save(pictures / f"picture {number}.png")
+    dataset = {"caption_strategy": "instanceprompt", "instance_prompt": "a zxq cat"}
+    here = project(pictures, dataset=dataset, train={"max_train_steps": 2, **train}, extra=extra)
+    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
+        here.run(stage)
+    return here
+
+
+def everything(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_complete_run_is_pushed_once(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    here = prepared(project, tmp_path, HUB, use_ema=True)
+    pictures = here.root / "runs" / "default" / "validation" / "step-000002"
+    pictures.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(pictures / "a cat.png")
+    done = here.run("train")
+    assert server.repositories == {REPOSITORY: True}
+    assert server.commits == ["default: step 2"]
+    assert "Pushed: http" in done.stdout
+    checkpoint = here.root / "runs" / "default" / "checkpoints" / "step-00000002"
+    for name in ("adapter.safetensors", "ema.safetensors"):
+        assert server.files[name] == (checkpoint / name).read_bytes()
+    picture = "validation/step-000002/a cat.png"
+    assert server.files[picture] == (pictures / "a cat.png").read_bytes()
+    assert json.loads(server.files["lycoris_config.json"])["algo"] == "lokr"
+    assert json.loads(server.files["training.json"])["settings"]["max_train_steps"] == 2
+
+    card = server.files["README.md"].decode()
+    for wanted in (
+        "license: mit",
+        "instance_prompt: a zxq cat",
+        "Only a test.",
+        "`a zxq cat`",
+        "| main | train | 4 | 4 |",
+        "64x64 (4)",
+        "![](validation/step-000002/a%20cat.png)",
+        f"hf download {REPOSITORY} adapter.safetensors",
+        "ema.safetensors",
+    ):
+        assert wanted in card, wanted
+    texts = [content for name, content in server.files.items() if not name.endswith(".png")]
+    assert str(tmp_path).encode() not in b"".join(texts)
+    assert b"private pictures" not in b"".join(texts)
+    kept = everything(here.root) + (done.stdout + done.stderr).encode()
+    assert TOKEN.encode() not in kept + b"".join(server.files.values())
+
+    server.requests.clear()
+    assert "complete" in here.run("train").stdout
+    assert "up to date" in here.run("run").stdout
+    assert server.requests == []  # what is pushed is known without the hub
+
+
+def test_a_push_that_fails_is_made_up_for_later(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    here = prepared(project, tmp_path, HUB)
+    server.refusals["commit"] = [500, 403]
+    done = here.run("train", status=1)
+    assert "complete and saved, and was not pushed" in done.stdout
+    assert "omnigen-pipe train" in done.stdout
+    adapter = here.root / "runs/default/checkpoints/step-00000002/adapter.safetensors"
+    trained = adapter.read_bytes()
+    here.run("train", status=1)
+    assert server.commits == []
+    found = here.json("train")
+    assert (found["counts"]["steps now"], found["failed"]) == (0, False)
+    assert server.files["adapter.safetensors"] == trained == adapter.read_bytes()
+
+
+@pytest.mark.parametrize(("action", "status"), [("whoami", 401), ("may_write", 403)])
+def test_a_refusal_comes_before_training(
+    project: Callable[..., Project], tmp_path: Path, server: State, action: str, status: int
+) -> None:
+    here = prepared(project, tmp_path, HUB)
+    for command in ("train", "run"):
+        server.refusals[action] = [status]
+        done = here.run(command, status=2)
+        assert "push_to_hub" in done.stderr
+        assert not list((here.root / "runs").glob("*/checkpoints/*"))
+    assert server.commits == []
+
+
+def test_checkpoints_are_pushed_beside_the_training(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    """At least the first one; and a push that fails is said, and fails nothing."""
+    extra = HUB + "push_checkpoints_to_hub = true\n"
+    options = {"max_train_steps": 4, "checkpoint_step_interval": 2, "checkpoints_total_limit": 1}
+    here = prepared(project, tmp_path, extra, **options)
+    here.run("train")
+    assert server.commits == ["default: step 2", "default: step 4"]
+
+    (here.root / "omnigen-pipe.toml").write_text(
+        (here.root / "omnigen-pipe.toml").read_text().replace("= 4", "= 8", 1)
+    )
+    server.refusals["preupload"] = [403]
+    done = here.run("train")
+    assert "A checkpoint was not pushed, step 6" in done.stdout
+    assert server.commits[-1] == "default: step 8"
+    assert not [path for path in (here.root / "staging").rglob("*") if path.is_file()]
+
+
+def test_webhooks_are_told_and_their_addresses_are_nowhere(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    with listener() as (address, got):
+        extra = f"""
+[[webhook]]
+url = "{address}"
+events = ["start", "step", "checkpoint", "end", "error"]
+step_interval = 2
+"""
+        here = prepared(project, tmp_path, extra, max_train_steps=4, checkpoint_step_interval=3)
+        done = here.run("train")
+        told = [(event["event"], event.get("step")) for event in got]
+        assert told == [
+            ("start", 0),
+            ("step", 2),
+            ("checkpoint", 3),
+            ("step", 4),
+            ("checkpoint", 4),
+            ("end", None),
+        ]
+        assert {event["run"] for event in got} == {"default"}
+        assert got[1]["loss"] > 0
+        here.run("train")
+        assert len(got) == 6  # of a run that is complete there is nothing to tell
+
+        copy = here.root / "runs" / "default" / "config.toml"
+        assert "[[webhook]]" in copy.read_text()
+        assert SECRET.encode() not in everything(here.root / "runs")
+        assert SECRET not in done.stdout + done.stderr
+
+
+def test_an_error_is_told_and_ends_as_ever(
+    project: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listener() as (address, got):
+        monkeypatch.setenv("HOOK", address)
+        here = prepared(project, tmp_path, '\n[[webhook]]\nurl_env = "HOOK"\n')
+        for tar in here.root.glob("latents/*/*.tar"):
+            tar.unlink()
+        here.run("train", status=1)
+        assert [event["event"] for event in got] == ["error"]
+        assert "encode-vae" in got[0]["message"]
+
+
+def test_a_webhook_that_fails_costs_the_training_nothing(
+    project: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "PAUSES", ())
+    with listener(500) as (address, _):
+        monkeypatch.setenv("HOOK", address)
+        here = prepared(project, tmp_path, '\n[[webhook]]\nurl_env = "HOOK"\n')
+        done = here.run("train")
+    assert "3 of 3 events did not reach webhook 1 (127.0.0.1) (3: HTTP 500)." in done.stdout
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '[[webhook]]\nurl_env = "NOT_THERE"',
+        f'[[webhook]]\nurl = "{SECRET}"',
+        f'[[webhook]]\nurl = "https://a.test/{SECRET}"\nurl_env = "B"',
+        f'[webhook]\nurl = "https://a.test/{SECRET}"',
+        f'[[webhook]]\nurl = ["https://a.test/{SECRET}"]',
+        f'[[webhook]]\nevents = "https://a.test/{SECRET}"',
+    ],
+)
+def test_a_wrong_webhook_is_said_before_anything_and_not_shown(
+    project: Callable[..., Project], tmp_path: Path, table: str
+) -> None:
+    here = project(tmp_path, extra=f"\n{table}\n")
+    done = here.run("train", status=2)
+    assert "webhook" in done.stderr
+    assert SECRET not in done.stderr + done.stdout
