@@ -59,7 +59,14 @@ def run(
         if processes.is_first and summary.signal is None and config.hub.push_to_hub:
             _push(workspace, progress, this, lokr, summary, events)
         if summary.changed:
-            events.send("end", failed=summary.failed, signal=summary.signal, **summary.counts)
+            events.send(
+                "end",
+                step=summary.counts["steps"],
+                loss=summary.details.get("loss"),
+                repository=config.hub.hub_model_id if "pushed" in summary.details else None,
+                failed=summary.failed,
+                signal=summary.signal,
+            )
     except Exception as error:
         events.send("error", kind=type(error).__name__, message=str(error))
         for sentence in webhooks.close(hooks):

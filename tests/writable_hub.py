@@ -50,6 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
     def act(self) -> None:
         path = unquote(self.path.split("?")[0])
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path == "/api/agent-harnesses":  # of the library's own, once in a process
+            self.answer(404, {"error": "Not found"})
+            return
         name = _action(self.command, path)
         self.state.requests.append(name)
         refusals = self.state.refusals.get(name, [])

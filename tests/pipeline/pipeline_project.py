@@ -41,7 +41,7 @@ class Project:
         """
         ended = self._process(arguments) if process else self._here(arguments)
         assert status in (None, ended.status), f"{ended.status}\n{ended.stdout}\n{ended.stderr}"
-        assert "Traceback" not in ended.stderr
+        assert "Traceback" not in ended.stderr, ended.stderr
         return ended
 
     def _process(self, arguments: tuple[str, ...]) -> Ended:

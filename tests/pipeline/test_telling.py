@@ -195,7 +195,7 @@ step_interval = 2
             ("checkpoint", 3),
             ("step", 4),
             ("checkpoint", 4),
-            ("end", None),
+            ("end", 4),
         ]
         assert {event["run"] for event in got} == {"default"}
         assert got[1]["loss"] > 0

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from manifests.errors import UsageError
-from omnigen_pipe.config import Config, LokrConfig, TrainConfig
+from omnigen_pipe.config import Config, LokrConfig, TrainConfig, WebhookConfig
 from omnigen_pipe.runs.conditions import processor, versions
-from omnigen_pipe.runs.run import Run, Start
+from omnigen_pipe.runs.run import Run, Start, without_addresses
 from omnigen_pipe.runs.terms import CHANGEABLE
 from omnigen_pipe.workspace import Workspace
 
@@ -208,3 +209,19 @@ def test_what_bits_depend_on_is_recorded_and_its_change_is_said(tmp_path: Path) 
     (said,) = run.note_conditions(here, run.start(), {**now, "threads": "2"})
     assert "threads 1 → 2" in said
     assert run.start().conditions["threads"] == "2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[webhook]]\nurl = "https://a.test/s3cret"\n# was "https://a.test/s3cret"\n',
+        "webhook = [{ url = 'https://a.test/s3cret' }]\n",
+        '[[webhook]]\nurl = "https://a.test/\\u00733cret"\n',
+    ],
+)
+def test_a_copy_of_the_configuration_holds_no_address(text: str) -> None:
+    hooks = [WebhookConfig(url=SecretStr("https://a.test/s3cret"))]
+    kept = without_addresses(f"{text}[train]\n", hooks)
+    assert "3cret" not in kept
+    assert kept.startswith("# Not copied") or "[train]" in kept
+    assert without_addresses(text, []) == text
