@@ -42,8 +42,8 @@ FILES = Manifest(
     "modification time changes.",
     pa.schema(
         [
-            _column("dataset", pa.string(), "`id` of the dataset whose walk met the file"),
-            _column("path", pa.string(), "path from the dataset's root, with `/`"),
+            _column("dataset", pa.string(), "`id` of the dataset; of masks with `:mask` behind it"),
+            _column("path", pa.string(), "path from the root of dataset or masks, with `/`"),
             _column("size", pa.int64(), "bytes"),
             _column("mtime_ns", pa.int64(), "modification time, nanoseconds since 1970"),
             _column("read_at_ns", pa.int64(), "when the file was read, nanoseconds since 1970"),
@@ -80,6 +80,10 @@ IMAGES = Manifest(
             _column("caption_path", pa.string(), "file the captions came from; null for names"),
             _column("caption_size", pa.int64(), "bytes of that file"),
             _column("caption_mtime_ns", pa.int64(), "modification time of that file"),
+            _column("mask_path", pa.string(), "file of the loss mask, from the folder `mask`"),
+            _column("mask_size", pa.int64(), "bytes of that file"),
+            _column("mask_mtime_ns", pa.int64(), "modification time of that file"),
+            _column("mask_hash", pa.string(), "BLAKE3 of its bytes; of the image's, for alpha"),
             _column("status", pa.string(), "`ok` or `rejected`"),
             _column("reason", pa.string(), "why it was rejected; null when ok"),
         ]
@@ -109,7 +113,9 @@ SAMPLES = Manifest(
             _column("pixels_key", pa.string(), "key of the pixels that the VAE gets"),
             _column("captions", pa.list_(pa.string()), "the captions, in order"),
             _column("prompt_keys", pa.list_(pa.string()), "key of each caption's prompt"),
-            _column("mask_key", pa.string(), "reserved for loss masks; null"),
+            _column("mask_path", pa.string(), "file of the loss mask, from the folder `mask`"),
+            _column("mask_hash", pa.string(), "BLAKE3 of its bytes; of the image's, for alpha"),
+            _column("mask_key", pa.string(), "key of the loss mask in this geometry, or null"),
             _column("repeats", pa.int32(), "extra times per epoch: seen `repeats` + 1 times"),
             _column("status", pa.string(), "`ok`, `filtered` (by an option) or `rejected`"),
             _column("reason", pa.string(), "why it is not used; null when ok"),
@@ -121,18 +127,21 @@ SAMPLES = Manifest(
 LATENTS = Manifest(
     "latents",
     "encode-vae",
-    "A log: one row per encoded latent, or per failure. One fragment per shard, same name.",
+    "A log: one row per encoded latent, or per failure. One fragment per shard, same name. Loss "
+    "masks at the latents' resolution stand in it too, under the vae_key of masks.",
     pa.schema(
         [
-            _column("pixels_key", pa.string(), "key of the pixels"),
-            _column("vae_key", pa.string(), "key of the VAE and how it was run"),
-            _column("content_hash", pa.string(), "BLAKE3 of the image's bytes; null if unknown"),
+            _column("pixels_key", pa.string(), "key of the pixels; of a mask its mask_key"),
+            _column("vae_key", pa.string(), "key of the VAE and how it was run; one for all masks"),
+            _column("content_hash", pa.string(), "BLAKE3 of the file's bytes; null if unknown"),
             _column("bucket", pa.string(), "`WIDTHxHEIGHT` in pixels"),
             _column("shard", pa.string(), "the tar, from the workspace; null when failed"),
             _column("offset", pa.int64(), "bytes from the tar's start to the raw array"),
             _column("nbytes", pa.int64(), "bytes of the raw array"),
             _column("checksum", pa.uint64(), "XXH3-64 of the raw array"),
-            _column("shape", pa.list_(pa.int32()), "`[8, H/8, W/8]`: mean, then log-variance"),
+            _column(
+                "shape", pa.list_(pa.int32()), "`[8, H/8, W/8]`: mean, log-variance; or a mask, 1"
+            ),
             _column("dtype", pa.string(), "`float16` or `float32`, little-endian"),
             _column("shard_nbytes", pa.int64(), "bytes of the whole tar"),
             _column("shard_checksum", pa.uint64(), "XXH3-64 of the whole tar"),

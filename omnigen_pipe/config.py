@@ -40,6 +40,9 @@ CONFIG_NAME = "omnigen-pipe.toml"
 #: The name of the model that is shipped with the package. A folder of that name is `./embedded`.
 EMBEDDED = "embedded"
 
+#: The `mask` that means the images' own alpha channel.
+ALPHA = "alpha"
+
 #: Longest side of a bucket in pixels: 192 position embeddings, 2 latents each, 8 pixels each.
 MAX_BUCKET_SIDE = 3072
 #: Bucket sides are multiples of this: 8 pixels a latent, 2x2 latents a token.
@@ -239,6 +242,19 @@ class DatasetConfig(DatasetOptions):
         description="JSONL, CSV or Parquet table with paths and captions. Its paths start at "
         "`instance_data_dir` and must stay inside it.",
     )
+
+    mask: str | None = Field(
+        None,
+        description="Loss masks: a folder of greyscale pictures (white counts, black does not), "
+        "each found by its image's path without the extension, or `alpha`, the images' own alpha "
+        "channel (a folder of that name is `./alpha`). Relative folders start at the workspace. "
+        "Images without a mask are rejected.",
+    )
+
+    @property
+    def mask_folder(self) -> str | None:
+        """The folder of masks as written; None without masks, and where they are alpha channels."""
+        return None if self.mask == ALPHA else self.mask
 
     @property
     def split(self) -> str:
@@ -593,6 +609,13 @@ class TrainConfig(_Table):
     caption_dropout_prompt: Literal["<cfg>", "empty", "negative"] = Field(
         "<cfg>",
         description="What a dropped prompt becomes; OmniGen was trained with `<cfg>`.",
+    )
+    masked_loss_probability: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of draws in which a sample's loss mask, where it has one (`mask` of its "
+        "dataset), weights its loss; in the others the whole image counts.",
     )
     vae_posterior: Literal["fresh", "sample", "mean"] = Field(
         "fresh",

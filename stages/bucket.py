@@ -1,7 +1,8 @@
 """bucket: give every image its size, crop and bucket. Reads images.parquet, writes samples.parquet.
 
 All samples are made anew each time, which takes seconds for a million images; the snapshot is
-written only when they, or what they were made from, differ from what it holds.
+written only when they, or what they were made from, differ from what it holds. No file is opened
+but masks that it has not seen in this geometry: whether one is empty, only its pixels say.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from omnigen_pipe.images.samples import (
     samples_fingerprint,
     samples_settings,
 )
+from omnigen_pipe.images.weighing import Judge, known_verdicts
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
 from omnigen_pipe.summary import Summary
@@ -55,8 +57,9 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
     progress.note("bucket: reading images.parquet")
     images = workspace.images.source()
     changes = changed_since_bucket(workspace) if workspace.samples.exists() else []
+    judge = Judge(workspace, known_verdicts(workspace))
     changed = workspace.samples.replace(
-        make_samples(images, config),
+        make_samples(images, config, judge=judge),
         # Taken first, like the fingerprint: were images replaced meanwhile, the samples would pass
         # for stale ones.
         {"changes": json.dumps(changes), "images_blake3": images_hash(workspace)},
@@ -85,11 +88,23 @@ def run(workspace: Workspace, progress: Progress) -> Summary:
         ],
         details={"buckets": buckets, "cropped_away": mean_cropped_away(buckets)},
     )
+    if any(dataset.mask for dataset in config.datasets):
+        summary.counts["masks"] = _masked(samples)
+        summary.counts["masks opened"] = judge.opened
     if buckets:
         summary.tables.append(as_table(buckets))
     else:
         summary.notes.append("No image is left to train on.")
     return summary
+
+
+def _masked(samples: Source) -> int:
+    """How many usable samples have a loss mask."""
+    rows = query(
+        "SELECT count(*) AS n FROM samples WHERE status = 'ok' AND mask_key IS NOT NULL",
+        samples=samples,
+    )
+    return int(rows["n"][0].as_py())
 
 
 def _images_per_status(samples: Source) -> Counter[str]:

@@ -25,7 +25,8 @@ from omnigen_pipe.images.catalogue import (
     known_captions,
     options_fingerprint,
 )
-from omnigen_pipe.images.reading import known_readings, logged_rows, read_missing
+from omnigen_pipe.images.mask_files import log_name
+from omnigen_pipe.images.reading import known_readings, logged_rows, numbered, read_missing
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
@@ -64,6 +65,8 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
             rows = before.filter(pc.equal(before["dataset"], dataset.id))
             found[dataset.id] = _find(workspace, dataset, rows, allow_shrink)
     entries = [(d.id, found[d.id].candidates) for d in datasets]
+    masks = {d.id: each for d in datasets if (each := found[d.id].masks) is not None}
+    entries += [(log_name(d), masks[d.id].candidates) for d in datasets if d.id in masks]
     readings = known_readings(entries, known_rows.result())
     total = len(readings.unread())
     with progress.task("discover", total) as advance, stop_on_signal() as stop:
@@ -81,13 +84,17 @@ def run(workspace: Workspace, progress: Progress, allow_shrink: bool = False) ->
     merge_if_crowded(workspace.files, workspace.maintenance_lock)
     fingerprint = options_fingerprint(datasets)
     known = known_captions(workspace.images, datasets)
-    tables, start = [], 0
+    tables = []
+    numbers = numbered(entries)
     for dataset in datasets:
         this = found[dataset.id]
-        end = start + len(this.candidates)
-        read = readings.of(slice(start, end))
-        tables.append(image_rows(dataset, this.root, this.candidates, read, this.listing, known))
-        start = end
+        of_masks = None
+        if this.masks is not None:
+            of_masks = this.masks, readings.of(numbers[log_name(dataset)])
+        read = readings.of(numbers[dataset.id])
+        tables.append(
+            image_rows(dataset, this.root, this.candidates, read, this.listing, known, of_masks)
+        )
     images = pa.concat_tables(tables)
     replaced = workspace.images.replace(
         images, fingerprint=fingerprint, settings=as_text(discovered_settings(datasets))

@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.log import merge_if_crowded
-from manifests.query import fingerprint
+from manifests.query import Source, fingerprint
+from omnigen_pipe.images.masks import MASK_VERSION
 from omnigen_pipe.images.samples import current_samples
-from omnigen_pipe.latents.shards import ShardWriter
+from omnigen_pipe.images.weighing import mask_items
+from omnigen_pipe.latents.masks import known_masks, make_masks, wanted_masks
+from omnigen_pipe.latents.shards import MASKS_KEY, ShardWriter
 from omnigen_pipe.latents.share import Share
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import (
@@ -31,6 +34,7 @@ from omnigen_pipe.latents.wanted import (
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.settings import as_text
+from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.workspace import Workspace
 
@@ -113,9 +117,62 @@ def run(
         summary.counts["bytes written"] = writer.bytes_written
         faults += [(item.name, reason) for item, reason in outcome.failed]
         _describe(summary, outcome)
+    _masks(workspace, progress, samples, share, retry_failed, summary, faults)
     merge_if_crowded(workspace.latents, workspace.maintenance_lock)
     _describe_faults(summary, faults)
     return summary
+
+
+def _masks(
+    workspace: Workspace,
+    progress: Progress,
+    samples: pa.Table | Source,
+    share: Share,
+    retry_failed: bool,
+    summary: Summary,
+    faults: list[tuple[str, str]],
+) -> None:
+    """Make the loss masks that are missing, and add to `summary` and `faults` what that came to."""
+    every = wanted_masks(samples)
+    if not every.num_rows:
+        return
+    wanted = with_status(share.of(every), known_masks(workspace, every))
+    status = wanted["status"].fill_null("missing")
+    missing = wanted.filter(
+        pc.not_equal(status, "ok") if retry_failed else pc.equal(status, "missing")
+    )
+    summary.counts |= {"masks wanted": wanted.num_rows, "masks made": 0}
+    if not missing.num_rows or summary.signal is not None:
+        return
+    items = mask_items(workspace, samples, missing.rename_columns({"pixels_key": "mask_key"}))
+    metadata = {
+        "fingerprint": fingerprint(wanted, ["pixels_key"]),
+        "inputs": as_text({MASKS_KEY: {"version of the masks": str(MASK_VERSION)}}),
+    }
+    with (
+        ShardWriter(workspace, MASKS_KEY, metadata) as writer,
+        progress.task("masks", len(items)) as advance,
+        stop_on_signal() as stop,
+    ):
+        outcome = make_masks(items, writer, advance, lambda: stop.signal is not None)
+    summary.counts["masks made"] = outcome.made
+    summary.counts["bytes written"] += writer.bytes_written
+    summary.changed = summary.changed or outcome.made > 0 or bool(outcome.failed)
+    summary.signal = stop.signal
+    if stop.signal is not None:
+        summary.notes.append(
+            "Stopped by a signal; the masks that were made are published. Run the same command to "
+            "go on."
+        )
+    faults += [(item.name, reason) for item, reason in outcome.failed]
+    if outcome.changed:
+        summary.failed = True
+        files = _distinct(fault for _, found in outcome.changed for fault in found)
+        summary.details["changed_masks"] = files
+        summary.notes.append(
+            f"Of masks, {_number(files)} no longer what discover saw. Run `omnigen-pipe discover` "
+            "and `omnigen-pipe bucket`, then encode-vae again:\n" + _some(files)
+        )
 
 
 def _items(missing: pa.Table, workspace: Workspace) -> list[Item]:
@@ -162,7 +219,6 @@ def _encode(
     from omnigen_pipe.device import exact_float32, pick_device
     from omnigen_pipe.latents.encoder import encode
     from omnigen_pipe.latents.vae import load_vae
-    from omnigen_pipe.stop import stop_on_signal
 
     place = pick_device(device)
     progress.note(f"encode-vae: {len(items):,} latents to encode on {place}")

@@ -33,6 +33,7 @@ from omnigen_pipe.images.captions import (
     why_none,
 )
 from omnigen_pipe.images.listing import Listing
+from omnigen_pipe.images.mask_files import MASK_COLUMNS, MaskFiles, alpha_rows, no_rows
 from omnigen_pipe.images.probe import Facts
 from omnigen_pipe.mtimes import RACY_NS
 
@@ -49,6 +50,7 @@ _OPTIONS = (
     "textfile_lines",
     "animated",
     "maximum_pixels",
+    "mask",
 )
 
 
@@ -60,6 +62,9 @@ def options_fingerprint(datasets: Sequence[DatasetConfig]) -> str:
 def discovered_settings(datasets: Sequence[DatasetConfig]) -> dict[str, Any]:
     """The options of `datasets` that images.parquet depends on."""
     options = {d.id: {name: getattr(d, name) for name in _OPTIONS} for d in datasets}
+    for of_dataset in options.values():
+        if of_dataset["mask"] is None:  # so that nothing seems changed where there never was one
+            del of_dataset["mask"]
     return {settings.DATASETS: options}
 
 
@@ -123,10 +128,12 @@ def image_rows(
     readings: pa.Table,
     listing: Listing | None,
     known: dict[tuple[str, str], Captions],
+    masks: tuple[MaskFiles, pa.Table] | None = None,
 ) -> pa.Table:
     """One row per candidate, in their order. Captions are looked for where the image is good.
 
-    `readings` has a row for each, as `Readings.of` gives it.
+    `readings` has a row for each, as `Readings.of` gives it. `masks` are those of a folder of
+    masks, with what reading them found.
     """
     number = len(candidates)
     reasons = pc.coalesce(
@@ -146,10 +153,25 @@ def image_rows(
         "captions": pc.coalesce(spread["captions"], pa.scalar([], pa.list_(pa.string()))),
         **{name: spread[name] for name in ("caption_path", "caption_size", "caption_mtime_ns")},
     }
-    reasons = pc.coalesce(reasons, spread["reason"])
+    mask_rows = _masks(dataset, columns, masks)
+    columns |= {name: mask_rows[name] for name in MASK_COLUMNS}
+    reasons = pc.coalesce(reasons, spread["reason"], mask_rows["reason"])
     columns["reason"] = reasons
     columns["status"] = pc.if_else(pc.is_null(reasons), "ok", "rejected")
     return pa.table([columns[name] for name in IMAGES.schema.names], schema=IMAGES.schema)
+
+
+def _masks(
+    dataset: DatasetConfig, columns: dict[str, Any], masks: tuple[MaskFiles, pa.Table] | None
+) -> pa.Table:
+    """The mask of each row of `columns`, and why there is none to be had."""
+    if masks is not None:
+        files, readings = masks
+        images = pa.table({name: columns[name] for name in ("path", "width", "height")})
+        return files.rows(dataset, images, readings)
+    if dataset.mask is not None:
+        return alpha_rows(columns["content_hash"])
+    return no_rows(len(columns["path"]))
 
 
 def _places(rows: npt.NDArray[np.int64], number: int) -> pa.Array:

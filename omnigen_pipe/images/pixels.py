@@ -113,13 +113,30 @@ def read_pixels(
     if min(crop) < 0 or box[2] > resize[0] or box[3] > resize[1]:
         raise ValueError(f"the crop {box} leaves the resized image of {resize} px")
     made = made or Made()
-    try:
+    with _decoding(data):
         with _any_size():
             # Some versions of Pillow hold crops against the limit too.
             if resize not in made.resized:
                 made.resized[resize] = _resized(data, resize, config, made)
             image = made.resized[resize].crop(box)
         return _finish(image, config)
+
+
+def read_upright(data: bytes) -> Image.Image:
+    """The first frame of an image file, upright, at its own size, in mode L, RGB, CMYK, LA or RGBA
+    and in its own colours.
+
+    Raises as `read_pixels` does.
+    """
+    with _decoding(data), _any_size():
+        return _decoded(data, (1, 1), PixelsConfig(), Made()).image
+
+
+@contextmanager
+def _decoding(data: bytes) -> Iterator[None]:
+    """Within it, what decoders raise for `data` becomes `PixelsError`, or `MemoryError`."""
+    try:
+        yield
     except PILLOW_ERRORS as error:
         if _for_want_of_memory(error, data):
             raise MemoryError(f"while decoding: {error}") from error

@@ -26,7 +26,8 @@ from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.probe import Facts, Reading, read_files
 from omnigen_pipe.mtimes import RACY_NS
 
-#: The datasets by id, and the candidates of each. All of these are numbered through, from 0.
+#: The datasets by id, and the candidates of each; masks likewise, by `mask_files.log_name`. All of
+#: these are numbered through, from 0.
 Entries = Sequence[tuple[str, Candidates]]
 
 _FACTS = ("content_hash", "format", "width", "height", "mode", "frames", "reason")
@@ -66,6 +67,15 @@ class Readings:
         if len(places) == self.rows.num_rows and (places == np.arange(len(places))).all():
             return self.rows
         return self.rows.take(pa.array(places, mask=places < 0))
+
+
+def numbered(entries: Entries) -> dict[str, slice]:
+    """The numbers of the entries of each name in `entries`."""
+    found, start = {}, 0
+    for name, candidates in entries:
+        found[name] = slice(start, start + len(candidates))
+        start += len(candidates)
+    return found
 
 
 def logged_rows(files: Source) -> pa.Table:

@@ -7,7 +7,7 @@ only on the set of image rows and the configuration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -25,12 +25,14 @@ from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.geometry import GEOMETRY_VERSION, Fault, Geometry, plan
+from omnigen_pipe.images.masks import policy as mask_policy
 from omnigen_pipe.prompts.template import TEMPLATE_KEY, prompt_key_sql
 from omnigen_pipe.workspace import Workspace
 
 #: The columns of `images` that samples are made from.
 IMAGE_COLUMNS = (
-    "dataset", "path", "content_hash", "width", "height", "captions", "status", "reason",
+    "dataset", "path", "content_hash", "width", "height", "captions", "mask_path", "mask_hash",
+    "status", "reason",
 )  # fmt: skip
 
 #: The options of a dataset that samples depend on; the others only change `images`.
@@ -64,6 +66,12 @@ _OPTIONS = pa.schema(
         ("crop_seed", pa.string()),
     ]
 )
+#: Columns that only a used sample has.
+_SHOWN = ("resize_width", "resize_height", "crop_left", "crop_top", "bucket")
+
+#: By mask_key why a mask cannot be used; None where it can.
+Verdicts = Mapping[str, str | None]
+
 _GEOMETRY_COLUMNS = tuple(field.name for field in fields(Geometry))
 
 
@@ -142,20 +150,28 @@ def samples_fingerprint(images: pa.Table | Source, config: Config) -> str:
 
 
 def make_samples(
-    images: pa.Table | Source, config: Config, rows: int = IMAGES_AT_ONCE
+    images: pa.Table | Source,
+    config: Config,
+    rows: int = IMAGES_AT_ONCE,
+    judge: Callable[[pa.Table], Verdicts] | None = None,
 ) -> Iterator[pa.Table]:
     """The samples of all `images` whose dataset is configured and enabled, in several tables.
 
     They come by (dataset, path, crop_index), those of about `rows` images at once, with the
     manifest's columns. A rejected image stays rejected with its reason. One that an option leaves
-    out is `filtered`, and its reason names the option and the numbers.
+    out is `filtered`, and its reason names the option and the numbers. `judge` is asked, of samples
+    with masks, which of these masks cannot be used: such a sample is rejected.
     """
     for numbered in _numbered_images(images, config, rows):
         crops = _crops(numbered, config)
         planned = _geometry(crops, config)
         for name in _GEOMETRY_COLUMNS:
             crops = crops.append_column(name, pa.array(getattr(planned, name)))
-        yield _with_keys(crops, config)
+        samples = _with_keys(crops, config)
+        if judge is not None and samples["mask_key"].null_count < samples.num_rows:
+            masked = samples.filter(pc.is_valid(samples["mask_key"]))
+            samples = _without(samples, judge(masked))
+        yield samples
 
 
 def causes_of_absence(samples: pa.Table | Source, config: Config) -> list[tuple[str, str, int]]:
@@ -296,12 +312,38 @@ def _causes(config: Config) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
+def _without(samples: pa.Table, verdicts: Verdicts) -> pa.Table:
+    """`samples` with those rejected whose mask, by `verdicts`, cannot be used.
+
+    They keep their mask_key: it says of what the reason is true, so that nobody has to look again.
+    """
+    faults = {name: reason for name, reason in verdicts.items() if reason is not None}
+    if not faults:
+        return samples
+    emptied = ", ".join(
+        f"CASE WHEN v.fault IS NULL THEN {name} END AS {name}" for name in (*_SHOWN, "pixels_key")
+    )
+    return query(
+        f"""
+        SELECT s.* REPLACE (
+            {emptied}, coalesce(v.fault, reason) AS reason,
+            CASE WHEN v.fault IS NULL THEN status ELSE 'rejected' END AS status
+        ) FROM samples AS s LEFT JOIN verdicts AS v USING (mask_key)
+        ORDER BY dataset, path, crop_index
+        """,
+        samples=samples,
+        verdicts=pa.table({"mask_key": list(faults), "fault": list(faults.values())}),
+    )
+
+
 def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
     """The finished samples: status, reason and keys, and the geometry of the used ones."""
-    shown = ("resize_width", "resize_height", "crop_left", "crop_top", "bucket")
-    used = ", ".join(f"CASE WHEN status = 'ok' THEN {name} END AS {name}" for name in shown)
+    used = ", ".join(f"CASE WHEN status = 'ok' THEN {name} END AS {name}" for name in _SHOWN)
     policy = "'" + pixels.policy(config.pixels).replace("'", "''") + "'"
-    pixels_key = key_sql("content_hash", *shown, policy)
+    pixels_key = key_sql("content_hash", *_SHOWN, policy)
+    kind = f"CASE WHEN mask_path IS NULL THEN '{mask_policy('alpha')}' "
+    kind += f"ELSE '{mask_policy('greyscale')}' END"
+    mask_key = key_sql("mask_hash", *_SHOWN, kind)
     return query(
         f"""
         WITH judged AS (
@@ -319,7 +361,8 @@ def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
                CASE WHEN status = 'ok' THEN {pixels_key} END AS pixels_key,
                captions,
                list_transform(captions, lambda c: {prompt_key_sql("c")}) AS prompt_keys,
-               NULL::VARCHAR AS mask_key, repeats, status, reason
+               mask_path, mask_hash, CASE WHEN status = 'ok' THEN {mask_key} END AS mask_key,
+               repeats, status, reason
         FROM judged ORDER BY dataset, path, crop_index
         """,
         rows=rows,

@@ -17,6 +17,7 @@ from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.captions import LIST_STRATEGIES
 from omnigen_pipe.images.hub_dataset import hub_root, why_no_images
 from omnigen_pipe.images.listing import Listing, list_path, listed_candidates, read_listing
+from omnigen_pipe.images.mask_files import MaskFiles, find_masks, mask_root
 from omnigen_pipe.images.walk import walk
 from omnigen_pipe.workspace import Workspace
 
@@ -26,13 +27,14 @@ _WORKSPACE_FOLDERS = ("manifests", "latents", "staging", "runs")
 
 @dataclass
 class Found:
-    """What `find` found under `root`: candidates, sorted by path, the dataset's list, if it has
-    one, and what to tell the user."""
+    """What `find` found under `root`: candidates, sorted by path, the dataset's list and its
+    folder of masks, if it has them, and what to tell the user."""
 
     root: Path
     candidates: Candidates
     listing: Listing | None = None
     notes: list[str] = field(default_factory=list)
+    masks: MaskFiles | None = None
 
 
 def dataset_root(workspace: Workspace, dataset: DatasetConfig, refresh: bool = False) -> Path:
@@ -80,15 +82,20 @@ def find(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Found:
         if dataset.instance_data_dir.startswith("hf://"):
             raise UsageError(why_no_images(dataset))
         found.notes.append(f"dataset `{dataset.id}`: there are no images in {root}.")
+    found.masks = find_masks(workspace, dataset, found.candidates.paths)
+    if found.masks is not None:
+        found.notes += found.masks.notes
     return found
 
 
 def _walked(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Found:
     if not os.access(root, os.R_OK | os.X_OK):
         raise UsageError(f"dataset `{dataset.id}`: {root} may not be read. Check its permissions.")
+    not_data = [workspace.root / name for name in _WORKSPACE_FOLDERS]
+    masks = mask_root(workspace, dataset)
     candidates, notes = walk(
         root,
-        frozenset(os.path.realpath(workspace.root / name) for name in _WORKSPACE_FOLDERS),
+        frozenset(map(os.path.realpath, not_data if masks is None else [*not_data, masks])),
         textfiles=dataset.caption_strategy == "textfile",
         list_file=None if dataset.list_file is None else list_path(workspace, dataset, root),
         # In the hub's cache a link is how a file is stored: several names of equal bytes are

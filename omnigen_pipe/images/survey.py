@@ -17,7 +17,8 @@ from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.catalogue import image_rows, known_captions
 from omnigen_pipe.images.hub_dataset import is_cached
-from omnigen_pipe.images.reading import known_readings, logged_rows
+from omnigen_pipe.images.mask_files import log_name, stem
+from omnigen_pipe.images.reading import known_readings, logged_rows, numbered
 from omnigen_pipe.images.sources import Found, dataset_root, find
 from omnigen_pipe.workspace import Workspace
 
@@ -26,8 +27,9 @@ from omnigen_pipe.workspace import Workspace
 class Survey:
     """Rows of images as discover would write them, as far as is known without opening files.
 
-    `unread` counts the files that it would open, and `unread_bytes` is their size. Those of them
-    that images.parquet knows under the same name, `unread_known`, stand in `images` as they were.
+    `unread` counts the files that it would open, and `unread_bytes` is their size. The images of
+    these files, or masks, that images.parquet knows under the same name, `unread_known`, stand in
+    `images` as they were.
     """
 
     images: pa.Table | Source
@@ -43,24 +45,40 @@ def survey(workspace: Workspace) -> Survey:
     notes: list[str] = []
     found = {dataset.id: _find(workspace, dataset, notes) for dataset in datasets}
     entries = [(d.id, found[d.id].candidates) for d in datasets]
+    masks = {d.id: each for d in datasets if (each := found[d.id].masks) is not None}
+    entries += [(log_name(d), masks[d.id].candidates) for d in datasets if d.id in masks]
+    places = numbered(entries)
     readings = known_readings(entries, logged_rows(workspace.files.source()))
     known = known_captions(workspace.images, datasets)
     tables = [workspace.images.manifest.empty()]
     names: dict[str, list[str]] = {"dataset": [], "path": []}
-    unread_bytes = start = 0
     unread = set(readings.unread().tolist())
+    sizes = [size for _, candidates in entries for size in candidates.sizes]
+    unread_bytes = sum(sizes[number] or 0 for number in unread)
     for dataset in datasets:
         this = found[dataset.id]
-        numbers = range(start, start + len(this.candidates))
-        start = numbers.stop
-        ready = np.array([n for n in numbers if n not in unread], np.int64)
-        rest = this.candidates.take(n - numbers.start for n in numbers if n in unread)
+        place = places[dataset.id]
+        numbers = range(place.start, place.stop)
+        waiting = unread.intersection(numbers)
+        of_masks = None
+        if this.masks is not None:
+            # An image whose mask is not read yet waits with it.
+            place = places[log_name(dataset)]
+            of_masks = this.masks, readings.of(place)
+            stems = this.masks.stems(
+                n - place.start for n in unread if n in range(place.start, place.stop)
+            )
+            if stems:
+                paths = zip(numbers, this.candidates.paths, strict=True)
+                waiting |= {number for number, path in paths if stem(path) in stems}
+        ready = np.array([n for n in numbers if n not in waiting], np.int64)
+        rest = this.candidates.take(n - numbers.start for n in numbers if n in waiting)
         names["dataset"] += [dataset.id] * len(rest)
         names["path"] += rest.paths
-        unread_bytes += sum(size or 0 for size in rest.sizes)
         candidates = this.candidates.take((ready - numbers.start).tolist())
+        read = readings.of(ready)
         tables.append(
-            image_rows(dataset, this.root, candidates, readings.of(ready), this.listing, known)
+            image_rows(dataset, this.root, candidates, read, this.listing, known, of_masks)
         )
     # Until such a file is read, what was known of it stands for it.
     before = query(

@@ -205,7 +205,7 @@ class _Walk:
             "hidden": "Hidden or leftover files and folders, left aside: {}.",
             "twice": "Links to what is listed under another name, listed once: {}.",
             "loops": "Links to a folder that they lie in, not followed: {}.",
-            "workspace": "Folders of the workspace itself, left aside: {}.",
+            "workspace": "Folders of the workspace itself or of masks, left aside: {}.",
         }
         notes = [s.format(f"{self.counts[k]:,}") for k, s in sentences.items() if self.counts[k]]
         if self.others:

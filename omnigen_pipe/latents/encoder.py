@@ -23,27 +23,14 @@ import numpy as np
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import Config
+from omnigen_pipe.images.originals import ChangedSourceError, read_original
 from omnigen_pipe.images.pixels import Made, PixelsError, read_pixels
 from omnigen_pipe.latents.shards import DTYPES, ShardWriter
 
 if TYPE_CHECKING:
     import torch
 
-#: Hex digits of a content_hash: the first 128 bits of BLAKE3.
-_HASH_DIGITS = 32
-
 _NUMPY_DTYPES = {"fp16": "float16", "fp32": "float32"}
-
-
-class ChangedSourceError(PipeError):
-    """No file holds the bytes that discover saw: nothing is known of this image's content.
-
-    `faults` says of each of its files what is wrong with it.
-    """
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("; ".join(faults))
-        self.faults = faults
 
 
 class TooLittleMemoryError(PipeError):
@@ -103,19 +90,7 @@ def read_source(image: Sequence[Item]) -> bytes:
 
     Raises `ChangedSourceError` where none does.
     """
-    from blake3 import blake3
-
-    faults = []
-    for path in dict.fromkeys(path for item in image for path in item.paths):
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            faults.append(f"{path}: {error.strerror or error}")
-            continue
-        if blake3(data).hexdigest()[:_HASH_DIGITS] == image[0].content_hash:
-            return data
-        faults.append(f"{path}: it has changed")
-    raise ChangedSourceError(faults)
+    return read_original([path for item in image for path in item.paths], image[0].content_hash)
 
 
 def encode(

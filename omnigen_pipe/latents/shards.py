@@ -29,6 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from manifests.errors import PipeError, WriteError
+from manifests.keys import key
 from manifests.log import merge_if_crowded
 from manifests.publish import discard, new_id, publish, staged
 from manifests.schema import LATENTS
@@ -36,7 +37,14 @@ from omnigen_pipe.workspace import Workspace
 
 #: The last part of a member's name, after the pixels_key.
 MOMENTS_SUFFIX = ".moments.npy"
+MASK_SUFFIX = ".mask.npy"
 FACTS_SUFFIX = ".json"
+
+#: What stands in the place of a VAE's key where a loss mask is kept as a latent is.
+MASKS_KEY = key("loss masks")
+#: The folders of their shards are the buckets' with this before, so that readers of latents meet
+#: latents alone.
+MASKS_FOLDER = "masks-"
 
 #: The only types of raw arrays, by their names in the manifest; little-endian on any machine.
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
@@ -282,7 +290,8 @@ class ShardWriter:
                 self._discard()
 
     def add(self, pixels_key: str, bucket: str, moments: np.ndarray, facts: dict[str, Any]) -> None:
-        """Append one sample: `moments` `[8, H/8, W/8]`, and `facts` for its JSON.
+        """Append one sample: `moments` `[8, H/8, W/8]` (of a mask its weights `[1, H/8, W/8]`), and
+        `facts` for its JSON.
 
         Raises `WriteError` where the disk is full or not writable; shards published before stay
         as they are.
@@ -295,7 +304,8 @@ class ShardWriter:
         self._broken = True  # until the sample is whole
         shard = self._shards.get(bucket) or self._open(bucket)
         try:
-            end = shard.member(pixels_key + MOMENTS_SUFFIX, npy.getvalue()) + npy.tell()
+            suffix = MASK_SUFFIX if self._vae_key == MASKS_KEY else MOMENTS_SUFFIX
+            end = shard.member(pixels_key + suffix, npy.getvalue()) + npy.tell()
             shard.member(pixels_key + FACTS_SUFFIX, text.encode("utf-8"))
         except OSError as error:
             raise WriteError(shard.final, error) from error
@@ -366,7 +376,8 @@ class ShardWriter:
 
     def _open(self, bucket: str) -> _Shard:
         shard_id = new_id()
-        final = self._workspace.latents_folder / bucket / f"{shard_id}.tar"
+        folder = (MASKS_FOLDER if self._vae_key == MASKS_KEY else "") + bucket
+        final = self._workspace.latents_folder / folder / f"{shard_id}.tar"
         try:
             path = staged(self._workspace.staging, final)
             handle = path.open("xb")

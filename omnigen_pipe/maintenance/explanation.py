@@ -15,6 +15,7 @@ from manifests.query import query
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.hub_dataset import is_cached
 from omnigen_pipe.images.sources import dataset_root
+from omnigen_pipe.latents.shards import MASKS_KEY
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import known_latents
 from omnigen_pipe.model_files import local_model_part
@@ -45,6 +46,7 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
     if len(samples) > _MOST:
         raise UsageError(f"{len(samples)} samples begin with {wanted}: give more of the sample_id.")
     latents, vae_key = _latents(workspace, [row["pixels_key"] for row in samples])
+    masks = _masks(workspace, [row["mask_key"] for row in samples if row["mask_key"]])
     prompts = _prompts(workspace, [key for row in samples for key in row["prompt_keys"]])
     return [
         {
@@ -56,6 +58,7 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
             "geometry": _geometry(row),
             "latent": latents.get(row["pixels_key"]),
             "vae_key": vae_key,
+            "mask": _mask(row, masks),
             "prompts": [
                 {"text": text, "prompt_key": key, **prompts.get(key, {"input_ids": None})}
                 for text, key in zip(row["captions"], row["prompt_keys"], strict=True)
@@ -172,6 +175,23 @@ def _latents(
     return {row["pixels_key"]: row for row in rows}, key
 
 
+def _masks(workspace: Workspace, keys: list[str]) -> dict[str, dict[str, Any]]:
+    """Those of the masks `keys` that count, by mask_key."""
+    if not keys:
+        return {}
+    known = known_latents(workspace, MASKS_KEY)
+    rows = known.filter(pc.is_in(known["pixels_key"], pa.array(keys, pa.string()))).to_pylist()
+    return {row["pixels_key"]: row for row in rows}
+
+
+def _mask(row: dict[str, Any], masks: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The loss mask of a sample, and where its weights lie; None where it has none."""
+    if row["mask_key"] is None:
+        return None
+    names = ("mask_path", "mask_hash", "mask_key")
+    return {**{name: row[name] for name in names}, "weights": masks.get(row["mask_key"])}
+
+
 def _prompts(workspace: Workspace, keys: list[str]) -> dict[str, dict[str, Any]]:
     """Ids and length of the prompts `keys` of today's tokenizer, by prompt_key."""
     folder = local_model_part(workspace, "tokenizer")
@@ -250,6 +270,13 @@ def _lines(sample: dict[str, Any]) -> list[str]:
             f"latent    {latent['shard']} at byte {latent['offset']}, {latent['nbytes']} bytes, "
             f"{latent['dtype']} {latent['shape']}"
         )
+    if mask := sample["mask"]:
+        lines.append(f"mask      {mask['mask_path'] or 'the alpha channel'}")
+        weights = mask["weights"]
+        where = "missing: run `omnigen-pipe encode-vae`"
+        if weights is not None and weights["status"] == "ok":
+            where = f"{weights['shard']} at byte {weights['offset']}"
+        lines.append(f"          mask_key {mask['mask_key']}, {where}")
     for prompt in sample["prompts"]:
         ids = prompt["input_ids"]
         shown = "missing: run `omnigen-pipe tokenize`" if ids is None else f"{len(ids)} ids {ids}"

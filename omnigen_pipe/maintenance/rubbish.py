@@ -10,11 +10,12 @@ from pathlib import Path
 
 from manifests.log import GRACE_SECONDS, Fragment
 from manifests.query import Source, query
+from omnigen_pipe.latents.shards import MASKS_FOLDER
 from omnigen_pipe.workspace import Workspace
 
 #: Shards as omnigen-pipe names them; other files are nobody's to delete.
 _SHARD = re.compile(r"[0-9a-f]{32}\.tar")
-_BUCKET = re.compile(r"\d+x\d+")
+_BUCKET = re.compile(rf"({MASKS_FOLDER})?\d+x\d+")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from omnigen_pipe.images.samples import (
     samples_fingerprint,
 )
 from omnigen_pipe.images.survey import Survey
+from omnigen_pipe.images.weighing import known_verdicts
+from omnigen_pipe.latents.masks import known_masks, wanted_masks
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import STATUS_COLUMNS, known_latents, wanted_latents, with_status
 from omnigen_pipe.maintenance.needs import needed_latents
@@ -58,6 +60,9 @@ _SAMPLE_COLUMNS = [
     "pixels_key",
     "captions",
     "prompt_keys",
+    "mask_path",
+    "mask_hash",
+    "mask_key",
     "repeats",
     "status",
     "reason",
@@ -96,6 +101,9 @@ def of_discover(workspace: Workspace, survey: Survey) -> Standing:
                    AS touched,
                count(*) FILTER (old.path = today.path
                    AND old.captions IS DISTINCT FROM today.captions) AS captions,
+               count(*) FILTER (old.path = today.path
+                   AND old.mask_hash IS DISTINCT FROM today.mask_hash
+                   AND (old.mask_path, today.mask_path) IS DISTINCT FROM (NULL, NULL)) AS masks,
                count(*) FILTER (old IS NOT DISTINCT FROM today) AS same,
                count(*) FILTER (old.path = today.path AND old IS DISTINCT FROM today) AS changed,
                count(*) FILTER (today.status = 'rejected') AS rejected
@@ -104,7 +112,7 @@ def of_discover(workspace: Workspace, survey: Survey) -> Standing:
         images=workspace.images.source(),
         survey=survey.images,
     ).to_pylist()[0]
-    new = survey.unread - survey.unread_known + rows["new"]
+    new = max(0, survey.unread - survey.unread_known) + rows["new"]
     standing.current = rows["same"] - survey.unread_known
     standing.failed = rows["rejected"]
     standing.unused = rows["gone"]
@@ -113,6 +121,7 @@ def of_discover(workspace: Workspace, survey: Survey) -> Standing:
         "new": new,
         "changed on disk": survey.unread_known + rows["touched"],
         "with other captions": rows["captions"],
+        "with other masks": rows["masks"],
     }
     standing.why = [f"{number:,} {reason}" for reason, number in reasons.items() if number]
     if workspace.images.exists():
@@ -133,7 +142,9 @@ def of_bucket(
         standing.why.append("images or captions changed")
     samples: pa.Table | Source = workspace.samples.source()
     if not fresh or standing.why:
-        parts = [part.select(_SAMPLE_COLUMNS) for part in make_samples(images, workspace.config)]
+        verdicts = known_verdicts(workspace)  # a mask that is not known yet passes for a good one
+        made = make_samples(images, workspace.config, judge=lambda _: verdicts)
+        parts = [part.select(_SAMPLE_COLUMNS) for part in made]
         empty = workspace.samples.manifest.empty().select(_SAMPLE_COLUMNS)
         samples = pa.concat_tables(parts) if parts else empty
     columns = ", ".join(_SAMPLE_COLUMNS)
@@ -159,26 +170,36 @@ def of_bucket(
 def of_encode_vae(
     workspace: Workspace, samples: pa.Table | Source, images: pa.Table | Source
 ) -> Standing:
-    """Latents that `samples` want, against the log."""
+    """Latents and masks that `samples` want, against the log."""
     standing = Standing("encode-vae", "latents")
+    masks = wanted_masks(samples)
+    without = with_status(masks, known_masks(workspace, masks))["status"].null_count
+    if masks.num_rows:
+        standing.current = masks.num_rows - without
+        standing.missing = without
+        standing.unit = "latents and masks"
+    if without:
+        standing.why.append(f"{without:,}: masks that are not at hand in this geometry")
+        standing.cost = {"masks to make": without}
     wanted = wanted_latents(samples)
     folder = local_model_part(workspace, "vae")
     if folder is None:
         standing.why.append("the VAE is not fetched yet: encode-vae does that first")
-        standing.missing = wanted.num_rows
+        standing.missing += wanted.num_rows
         return standing
     inputs = vae_inputs(workspace, folder, remember=False)
     key = inputs_key(inputs)
     latents = with_status(wanted, known_latents(workspace, key, STATUS_COLUMNS))
     counts = query("SELECT status, count(*) AS n FROM latents GROUP BY status", latents=latents)
     by_status = {row["status"]: row["n"] for row in counts.to_pylist()}
-    standing.current, standing.failed = by_status.get("ok", 0), by_status.get("failed", 0)
-    standing.missing = by_status.get(None, 0)
+    standing.current += by_status.get("ok", 0)
+    standing.failed = by_status.get("failed", 0)
+    standing.missing += by_status.get(None, 0)
     standing.unused, standing.unused_bytes = _unused_latents(workspace, samples, key, standing)
-    if standing.missing:
-        missing = query("SELECT * FROM latents WHERE status IS NULL", latents=latents)
+    missing = query("SELECT * FROM latents WHERE status IS NULL", latents=latents)
+    if missing.num_rows:
         standing.why += _why_missing(workspace, missing, key, inputs)
-        standing.cost = _encoding_cost(workspace, missing, images)
+        standing.cost |= _encoding_cost(workspace, missing, images)
     return standing
 
 

@@ -39,6 +39,19 @@ def target(x1: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
     return x1 - x0
 
 
-def sample_losses(velocity: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over each sample's elements, `[B]`, float32."""
-    return (velocity.float() - wanted.float()).square().flatten(1).mean(dim=1)
+def sample_losses(
+    velocity: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss of each sample, `[B]`, float32: the mean squared error over its elements.
+
+    With `mask` m `[B, 1, h, w]`, of numbers from 0 to 1 that are not all 0 in a row, the mean is
+    weighted: sum(m e^2) / (C sum(m)) over the C channels. A row of ones has the plain mean, to the
+    last bit, so that a sample without a mask is not changed by its neighbours'.
+    """
+    squares = (velocity.float() - wanted.float()).square()
+    plain = squares.flatten(1).mean(dim=1)
+    if mask is None:
+        return plain
+    channels = squares.shape[1]
+    weighted = (mask * squares).flatten(1).sum(dim=1) / (channels * mask.flatten(1).sum(dim=1))
+    return torch.where((mask == 1).flatten(1).all(dim=1), plain, weighted)

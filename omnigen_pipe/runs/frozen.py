@@ -24,6 +24,8 @@ from manifests.publish import publishing
 from manifests.query import fingerprint, query
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.samples import current_samples
+from omnigen_pipe.latents.masks import known_masks, wanted_masks
+from omnigen_pipe.latents.shards import MASKS_KEY
 from omnigen_pipe.latents.wanted import known_latents
 from omnigen_pipe.prompts.wanted import known_prompts
 from omnigen_pipe.runs.order import Epoch, Integers, epoch_order, steps_per_epoch
@@ -44,6 +46,7 @@ _COLUMNS = (
     "dtype",
     "repeats",
     "prompts",
+    "mask_key",
 )
 
 
@@ -51,8 +54,8 @@ _COLUMNS = (
 class Join:
     """What freezing found: the complete samples, and how many of the others lack what.
 
-    `failed` are those whose image cannot be decoded; `incomplete` lack a latent, a prompt or
-    both so far.
+    `failed` are those whose image cannot be decoded; `incomplete` lack a latent, a mask that they
+    should have, or a prompt so far; a mask counts as part of the latent.
     """
 
     table: pa.Table
@@ -67,6 +70,7 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
 
     Raises `PipeError` as `current_samples` does.
     """
+    samples = current_samples(workspace)
     rows = query(
         """
         WITH wanted AS (SELECT * FROM samples WHERE status = 'ok'),
@@ -83,16 +87,18 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
             GROUP BY sample_id
         )
         SELECT w.sample_id, w.dataset, w.split, w.bucket, w.pixels_key, w.repeats,
-               l.checksum, l.nbytes, l.shape, l.dtype, i.prompts,
-               l.status IS NOT DISTINCT FROM 'failed' AS failed,
-               l.status IS NULL AS lacks_latent,
+               l.checksum, l.nbytes, l.shape, l.dtype, i.prompts, w.mask_key,
+               'failed' IN (coalesce(l.status, ''), coalesce(m.status, '')) AS failed,
+               l.status IS NULL OR (w.mask_key IS NOT NULL AND m.status IS NULL) AS lacks_latent,
                i.complete IS NOT TRUE AS lacks_prompt
         FROM wanted AS w
         LEFT JOIN latents AS l USING (pixels_key)
         LEFT JOIN ids AS i USING (sample_id)
+        LEFT JOIN masks AS m ON w.mask_key = m.pixels_key
         ORDER BY w.sample_id
         """,
-        samples=current_samples(workspace),
+        samples=samples,
+        masks=known_masks(workspace, wanted_masks(samples)),
         latents=known_latents(workspace, vae_key),
         prompts=known_prompts(workspace, tokenizer_key),
     )
@@ -112,7 +118,17 @@ def join(workspace: Workspace, vae_key: str, tokenizer_key: str) -> Join:
 
 def content_key(table: pa.Table) -> str:
     """A key of everything in a join that training depends on, whatever shards it lies in."""
-    return fingerprint(table, [name for name in _COLUMNS if name != "checksum"])
+    names = [name for name in _COLUMNS if name != "checksum"]
+    if table["mask_key"].null_count == table.num_rows:
+        names.remove("mask_key")  # without masks the key is what it was before there were any
+    return fingerprint(table, names)
+
+
+def mask_keys(table: pa.Table) -> pa.ChunkedArray:
+    """The mask_key of each frozen sample; null where it has none, as in runs of before."""
+    if "mask_key" in table.column_names:
+        return table["mask_key"]
+    return pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
 
 
 def freeze(table: pa.Table, path: Path, staging: Path, metadata: Mapping[str, str]) -> None:
@@ -225,6 +241,12 @@ class FrozenSamples:
         return found
 
     @cached_property
+    def masked(self) -> NDArray[np.bool_]:
+        """Which rows have a loss mask."""
+        found: NDArray[np.bool_] = mask_keys(self.table).is_valid().to_numpy()
+        return found
+
+    @cached_property
     def in_split(self) -> dict[str, NDArray[np.bool_]]:
         """Which rows are in a split, by the names of the splits that there are."""
         column = self.table["split"]
@@ -283,46 +305,76 @@ class FrozenSamples:
         return max(int(pc.max(ids).as_py()), *self.dropout_prompt())
 
 
-@dataclass(frozen=True)
-class Locations:
-    """Where each frozen sample's latent lies now, by row, and what its bytes must be.
+class Places(NamedTuple):
+    """Where arrays lie now, by row, and what their bytes must be.
 
-    `shards` holds strings, one object for all rows of a shard. `reencoded` counts those whose
-    bytes are not the ones that were frozen: encoded again since, in another batch, which may
-    change their last bits.
+    `shards` holds strings, one object for all rows of a shard; None where a row has no array.
     """
 
     shards: NDArray[np.object_]
     offsets: NDArray[np.int64]
     checksums: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Locations:
+    """Where each frozen sample's latent lies now, and its mask; `masks` is None without any.
+
+    `reencoded` counts those latents whose bytes are not the ones that were frozen: encoded again
+    since, in another batch, which may change their last bits. A mask has the same bytes always.
+    """
+
+    latents: Places
     reencoded: int
+    masks: Places | None = None
 
 
 def locate(workspace: Workspace, frozen: FrozenSamples) -> Locations:
-    """Look up every latent of `frozen`; raises `PipeError` where one is gone."""
-    wanted = frozen.table.select(["pixels_key", "checksum"])
+    """Look up every latent and mask of `frozen`; raises `PipeError` where one is gone."""
+    checksums = frozen.table["checksum"]
+    latents, reencoded = _places(
+        workspace, frozen.table["pixels_key"], checksums, frozen.metadata["vae_key"], "latents"
+    )
+    if not frozen.masked.any():
+        return Locations(latents, reencoded)
+    masks, _ = _places(workspace, mask_keys(frozen.table), checksums, MASKS_KEY, "masks")
+    return Locations(latents, reencoded, masks)
+
+
+def _places(
+    workspace: Workspace,
+    keys: pa.ChunkedArray,
+    checksums: pa.ChunkedArray,
+    vae_key: str,
+    what: str,
+) -> tuple[Places, int]:
+    """Where the arrays with these `keys` lie, and how many have other `checksums`."""
+    frozen = {"pixels_key": keys, "checksum": checksums, "row": pa.array(np.arange(len(keys)))}
     found = query(
         """
-        SELECT l.shard, l."offset", l.checksum, l.checksum <> f.checksum AS reencoded
+        SELECT l.shard, coalesce(l."offset", 0) AS "offset",
+               coalesce(l.checksum, 0)::UBIGINT AS checksum,
+               l.checksum <> f.checksum AS reencoded, f.pixels_key IS NULL AS unasked
         FROM frozen AS f
         LEFT JOIN (SELECT * FROM latents WHERE status = 'ok') AS l
         USING (pixels_key)
         ORDER BY f.row
         """,
-        frozen=wanted.append_column("row", pa.array(np.arange(len(frozen)))),
-        latents=known_latents(workspace, frozen.metadata["vae_key"]),
+        frozen=pa.table(frozen),
+        latents=known_latents(workspace, vae_key),
     )
-    gone = int(found["shard"].null_count)
+    asked = len(keys) - (pc.sum(found["unasked"]).as_py() or 0)
+    gone = asked - (len(keys) - int(found["shard"].null_count))
     if gone:
         raise PipeError(
-            f"{gone} of the run's {len(frozen)} latents are gone. Run `omnigen-pipe encode-vae` "
+            f"{gone} of the run's {asked} {what} are gone. Run `omnigen-pipe encode-vae` "
             "to make them again, or start a new run with another tracker_run_name."
         )
     shards = found["shard"].combine_chunks().dictionary_encode()
-    names = np.array(shards.dictionary.to_pylist(), dtype=object)
-    return Locations(
-        names[shards.indices.to_numpy()],
+    names = np.array([*shards.dictionary.to_pylist(), None], dtype=object)
+    places = Places(
+        names[shards.indices.fill_null(len(names) - 1).to_numpy()],
         found["offset"].to_numpy(),
         found["checksum"].to_numpy(),
-        pc.sum(found["reencoded"]).as_py() or 0,
     )
+    return places, pc.sum(found["reencoded"]).as_py() or 0

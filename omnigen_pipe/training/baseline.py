@@ -20,13 +20,21 @@ from numpy.typing import NDArray
 MEASURED_LATENTS = 4096
 
 
+#: What is measured: moments, how often they are shown, and what each element counts, if masked.
+Measured = (
+    tuple[NDArray[np.floating], float]
+    | tuple[NDArray[np.floating], float, NDArray[np.floating] | None]
+)
+
+
 def channel_variance(
-    latents: Iterable[tuple[NDArray[np.floating], float]], scaling_factor: float, posterior: bool
+    latents: Iterable[Measured], scaling_factor: float, posterior: bool
 ) -> list[float]:
     """s² per channel of the scaled latents that are trained on.
 
     `latents`: moments `[2·C, h, w]` (mean, then log-variance, both unscaled; sizes may differ)
-    and how often each is shown in an epoch, that is, repeats + 1. With `posterior`, training
+    and how often each is shown in an epoch, that is, repeats + 1; and its loss mask `[1, h, w]`,
+    by which its elements count as they do in its loss. With `posterior`, training
     draws from the posterior, and by the law of total variance
 
         s² = scaling_factor² · (Var(mean) + E[exp(log-variance)]);
@@ -41,12 +49,11 @@ def channel_variance(
     total = 0.0
     mean = np.zeros(0)
     squares = np.zeros(0)
-    for moments, weight in latents:
+    for moments, weight, *masks in latents:
         means, log_variances = np.split(np.asarray(moments, dtype=np.float64), 2)
-        own_mean = means.mean(axis=(1, 2))
-        own_variance = means.var(axis=(1, 2))
+        own_mean, own_variance = _own_moments(means, masks[0] if masks else None)
         if posterior:
-            own_variance += np.exp(log_variances).mean(axis=(1, 2))
+            own_variance += _own_moments(np.exp(log_variances), masks[0] if masks else None)[0]
         if total == 0:
             mean, squares = np.zeros_like(own_mean), np.zeros_like(own_mean)
         before, total = total, total + weight
@@ -57,6 +64,17 @@ def channel_variance(
         raise ValueError("there are no latents to measure")
     variance: NDArray[np.float64] = scaling_factor**2 * squares / total
     return [float(s2) for s2 in variance]
+
+
+def _own_moments(
+    values: NDArray[np.float64], mask: NDArray[np.floating] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of each channel of `values` `[C, h, w]`, weighted by `mask` `[1, h, w]`."""
+    if mask is None:
+        return values.mean(axis=(1, 2)), values.var(axis=(1, 2))
+    weights = np.asarray(mask, np.float64) / np.sum(mask, dtype=np.float64)
+    mean = (weights * values).sum(axis=(1, 2))
+    return mean, (weights * (values - mean[:, None, None]) ** 2).sum(axis=(1, 2))
 
 
 def chosen(count: int, limit: int = MEASURED_LATENTS) -> NDArray[np.int64]:

@@ -11,11 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.latents.shards import DTYPES, MappedShards, MissingShardError
 from omnigen_pipe.model import flow
-from omnigen_pipe.runs.frozen import FrozenSamples, Locations, locate
+from omnigen_pipe.runs.frozen import FrozenSamples, Locations, Places, locate
 from omnigen_pipe.runs.order import Integers, MicroBatch
 from omnigen_pipe.training.draws import Appearance
 from omnigen_pipe.workspace import Workspace
@@ -40,8 +41,9 @@ class Rollout:
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch on the CPU, float32: clean latents x1 and noise x0 `[B, 4, H/8, W/8]`,
-    times t `[B]`, token ids per row, which rows are regularisation data `[B]`, and which are
-    rolled out, if any may be."""
+    times t `[B]`, token ids per row, which rows are regularisation data `[B]`, which are rolled
+    out, if any may be, and the weights `[B, 1, H/8, W/8]` where a row's loss is masked (ones in
+    rows where it is not)."""
 
     sample_ids: list[str]
     bucket: str
@@ -51,15 +53,18 @@ class Batch:
     prompts: list[list[int]]
     regularisation: torch.Tensor
     rollout: Rollout | None = None
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One sample of an evaluation, float32: x1 and x0 `[4, H/8, W/8]`, and its token ids."""
+    """One sample of an evaluation, float32: x1 and x0 `[4, H/8, W/8]`, its token ids, and its loss
+    mask `[1, H/8, W/8]` if it has one."""
 
     x1: torch.Tensor
     x0: torch.Tensor
     prompt: list[int]
+    mask: torch.Tensor | None = None
 
 
 def rollout_share(step: int, config: TrainConfig) -> float:
@@ -106,7 +111,7 @@ class BatchReader:
         shape = (moments.shape[1] // 2, *moments.shape[2:])
         dropout = frozen.dropout_prompt()
         share = rollout_share(step, self.config)
-        noise, posterior, normals, prompts, rolled = [], [], [], [], []
+        noise, posterior, normals, prompts, rolled, masked = [], [], [], [], [], []
         for name, row, repeat in zip(ids, samples.tolist(), micro.repeats.tolist(), strict=True):
             draw = Appearance(self.config.seed, name, epoch, repeat)
             noise.append(draw.normal("noise", shape))
@@ -121,6 +126,10 @@ class BatchReader:
             prompts.append(dropout if dropped else frozen.prompt(row, caption))
             if share > 0:
                 rolled.append(self._rollout(draw, share))
+            masked.append(
+                bool(frozen.masked[row])
+                and draw.chance("mask", self.config.masked_loss_probability)
+            )
         regularisation = torch.from_numpy(frozen.regularised(samples))
         t = flow.times(torch.stack(normals))
         return Batch(
@@ -136,6 +145,7 @@ class BatchReader:
             prompts=prompts,
             regularisation=regularisation,
             rollout=_rollouts(rolled, t, regularisation) if rolled else None,
+            mask=torch.from_numpy(self.masks(samples, np.array(masked))) if any(masked) else None,
         )
 
     def moments(self, index: int) -> np.ndarray:
@@ -146,13 +156,42 @@ class BatchReader:
     def latents(self, rows: Integers) -> np.ndarray:
         """The latents of frozen `rows`, all of one bucket, as they are stored: mean and
         log-variance, unscaled, `[B, 8, H/8, W/8]`; looks again where a shard is gone."""
+        shape, dtype = self.frozen.forms[self.frozen.buckets[rows[0]]]
+        found = np.empty((len(rows), *shape), DTYPES[dtype])
+        self._fill(found, rows, lambda: self.locations.latents)
+        return found
+
+    def masks(self, rows: Integers, masked: NDArray[np.bool_]) -> np.ndarray:
+        """The loss masks of frozen `rows`, all of one bucket, float32 `[B, 1, H/8, W/8]`; ones in
+        rows that are not `masked`. Looks again where a shard is gone."""
+        shape, _ = self.frozen.forms[self.frozen.buckets[rows[0]]]
+        found = np.ones((len(rows), 1, *shape[1:]), np.float32)
+        places = np.flatnonzero(masked)
+        weights = np.empty((len(places), *found.shape[1:]), DTYPES["float32"])
+        self._fill(weights, rows[places], self._mask_places)
+        found[places] = weights
+        return found
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """The loss mask of frozen row `index`, float32 `[1, H/8, W/8]`; None where it has none."""
+        if not self.frozen.masked[index]:
+            return None
+        mask: np.ndarray = self.masks(np.array([index]), np.array([True]))[0]
+        return mask
+
+    def _mask_places(self) -> Places:
+        assert self.locations.masks is not None  # of rows with masks
+        return self.locations.masks
+
+    def _fill(self, arrays: np.ndarray, rows: Integers, places: Callable[[], Places]) -> None:
+        """Read the arrays of frozen `rows`, which lie at `places`, into `arrays`."""
         try:
-            return self._latents(rows)
+            self._read(arrays, rows, places())
         except MissingShardError:
-            # Maintenance may have moved latents to other shards since the last look.
+            # Maintenance may have moved them to other shards since the last look.
             self._shards.forget()
             self.locations = locate(self.workspace, self.frozen)
-            return self._latents(rows)
+            self._read(arrays, rows, places())
 
     def _rollout(self, draw: Appearance, share: float) -> tuple[int, float]:
         """Steps of a sample's rollout (0: none), and where it starts, as a part of its t."""
@@ -169,22 +208,20 @@ class BatchReader:
         (name,) = self.frozen.sample_ids(np.array([index]))
         draw = Appearance(self.config.eval_seed, name, 0, 0)
         noise = draw.normal("evaluation", tuple(x1.shape[1:]))
-        return EvalSample(x1[0], noise, self.frozen.prompt(index, 0))
+        mask = self.mask(index)
+        weights = None if mask is None else torch.from_numpy(mask)
+        return EvalSample(x1[0], noise, self.frozen.prompt(index, 0), weights)
 
-    def _latents(self, rows: Integers) -> np.ndarray:
-        places = self.locations
-        shape, dtype = self.frozen.forms[self.frozen.buckets[rows[0]]]
-        found = np.empty((len(rows), *shape), DTYPES[dtype])
+    def _read(self, arrays: np.ndarray, rows: Integers, places: Places) -> None:
         where = zip(
             places.shards[rows],
             places.offsets[rows].tolist(),
             places.checksums[rows].tolist(),
-            found,
+            arrays,
             strict=True,
         )
-        for shard, offset, checksum, latent in where:
-            self._shards.read(shard, offset, checksum, latent)
-        return found
+        for shard, offset, checksum, array in where:
+            self._shards.read(shard, offset, checksum, array)
 
 
 def _rollouts(

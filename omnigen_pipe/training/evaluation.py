@@ -1,6 +1,7 @@
 """Stable evaluation: the same images, noise and times every time, so that numbers compare.
 
-Each image's loss is taken at eight fixed times inside (0, 1), with one noise per image. No two
+Each image's loss is taken at eight fixed times inside (0, 1), with one noise per image, and always
+weighted by its mask where it has one. No two
 images share a pass; so the result is the same, to the last bit on the CPU, whatever the batch
 size, the number of processes, and where a run was resumed.
 """
@@ -185,4 +186,7 @@ def _losses(model: Adapted, sample: EvalSample, times: tuple[float, ...]) -> tor
     with torch.no_grad(), model.autocast():
         x_t = flow.interpolate(x1, x0, t)
         velocity = predict_velocity(model.transformer, x_t, t, [sample.prompt] * rows)
-    return flow.sample_losses(velocity, flow.target(x1, x0))
+    mask = None
+    if sample.mask is not None:
+        mask = sample.mask.to(model.device).expand(rows, *sample.mask.shape)
+    return flow.sample_losses(velocity, flow.target(x1, x0), mask)

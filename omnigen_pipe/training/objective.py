@@ -52,10 +52,12 @@ def pose(model: Adapted, batch: Batch) -> Problem:
 
 
 def sample_losses(model: Adapted, problem: Problem, batch: Batch) -> torch.Tensor:
-    """The loss of each sample of `batch`, `[B]`, float32, with gradients to the adapter."""
+    """The loss of each sample of `batch`, `[B]`, float32, with gradients to the adapter; weighted
+    by its mask where it has one."""
     with model.autocast():
         velocity = predict_velocity(model.transformer, problem.x_t, problem.t, batch.prompts)
-    return flow.sample_losses(velocity, problem.wanted)
+    mask = None if batch.mask is None else batch.mask.to(model.device)
+    return flow.sample_losses(velocity, problem.wanted, mask)
 
 
 def passes_without_gradients(batch: Batch) -> int:

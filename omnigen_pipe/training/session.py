@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -27,7 +27,7 @@ from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training import evaluation, optimizers, schedule
-from omnigen_pipe.training.baseline import channel_variance, chosen
+from omnigen_pipe.training.baseline import Measured, channel_variance, chosen
 from omnigen_pipe.training.batches import Batch, BatchReader
 from omnigen_pipe.training.loop import LESS_MEMORY, Course, Progressed, train
 from omnigen_pipe.training.loss_window import WINDOW_STEPS, LossWindow, sums_of
@@ -122,12 +122,24 @@ class Session:
         picked = [int(rows[place]) for place in chosen(len(rows))]
         self.progress.note(f"Measuring the variance of {len(picked)} latents.")
         variance = channel_variance(
-            ((reader.moments(row), float(self.frozen.repeats[row] + 1)) for row in picked),
+            (measured for row in picked for measured in self._measured(reader, row)),
             float(self.frozen.metadata["scaling_factor"]),
             posterior=self.workspace.config.train.vae_posterior != "mean",
         )
         self.this.write_variance(self.workspace, variance, len(picked))
         return tuple(variance)
+
+    def _measured(self, reader: BatchReader, row: int) -> Iterator[Measured]:
+        """Row `row` as it counts in an epoch: so often with its mask, and so often without."""
+        moments, shown = reader.moments(row), float(self.frozen.repeats[row] + 1)
+        mask = reader.mask(row)
+        masked = 0.0
+        if mask is not None:
+            masked = self.workspace.config.train.masked_loss_probability
+        if masked > 0:
+            yield moments, shown * masked, mask
+        if masked < 1:
+            yield moments, shown * (1 - masked)
 
     def _trainee(
         self, device: torch.device, checkpoint: Checkpoint | None, summary: Summary

@@ -20,9 +20,9 @@ from PIL import Image
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import parse
+from omnigen_pipe.images.originals import ChangedSourceError
 from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.encoder import (
-    ChangedSourceError,
     Item,
     encode,
     encode_pixels,
