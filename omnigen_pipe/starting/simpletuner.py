@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import (
+    ALPHA,
     DatasetConfig,
     DatasetOptions,
     HubConfig,
@@ -93,6 +94,7 @@ _PATHS = {
     "pretrained_vae_model_name_or_path",
     "user_prompt_library",
     "instance_data_dir",
+    "mask",
 }
 
 #: Values that switch an option off.
@@ -125,9 +127,16 @@ _REMARKS = {
 _CHANGES = {
     "caption_dropout_probability": "there a dropped prompt is empty; here it is `<cfg>`, as "
     "OmniGen was trained (caption_dropout_prompt)",
+    "masked_loss_probability": "there masks were ignored for OmniGen; here it is drawn for each "
+    "sample whether its mask weights its loss",
     "maximum_image_size": "there only a switch for target_downsample_size; here a limit: larger "
     "images are shrunk to target_downsample_size, or left out without it",
 }
+
+_IGNORED_MASKS = (
+    "there masks were ignored for OmniGen; here they weight the loss, and images without one are "
+    "rejected"
+)
 
 #: Optimizers that have another name here.
 _OPTIMIZERS = {
@@ -255,8 +264,7 @@ _NOT_SUPPORTED = {
     "probability": "samples are drawn by `repeats` only",
     "start_epoch": "every dataset takes part from the start",
     "start_step": "every dataset takes part from the start",
-    "conditioning_*": "no conditioning data here yet",
-    "masked_loss_*": "no masked loss here yet",
+    "conditioning_*": "no conditioning data here yet but masks (conditioning_type mask)",
     "fallback_caption_column": "a missing caption is listed as such",
     "width_column": "sizes are read from the images",
     "height_column": "sizes are read from the images",
@@ -538,6 +546,8 @@ def _moved(name: str, path: str, where: _Where) -> tuple[str, str]:
         return path, ""  # a hub id
     move = model_from_workspace if of_model else from_workspace
     moved = move(path, where.root, where.base)
+    if name == "mask" and moved == ALPHA:
+        moved = f"./{moved}"  # the folder of that name
     notes = [f"{moved} here"] if moved != path else []
     if not absolute.exists():
         notes.append(f"there is nothing at {absolute} now")
@@ -664,7 +674,10 @@ def _amend_warmup(conversion: Conversion) -> None:
 
 def _convert_dataloader(conversion: Conversion, path: Path, where: _Where) -> None:
     datasets: list[dict[str, Any]] = []
-    for position, raw in enumerate(_read(path, list)):
+    entries = _read(path, list)
+    masks = _mask_folders(entries)
+    named = {_masks_of(raw) for raw in entries if isinstance(raw, dict)}
+    for position, raw in enumerate(entries):
         if not isinstance(raw, dict):
             raise UsageError(f"{path}: entry {position} is not an object but {raw!r}.")
         name = str(raw.get("id", position))
@@ -674,6 +687,13 @@ def _convert_dataloader(conversion: Conversion, path: Path, where: _Where) -> No
         if kind in ("text_embeds", "image_embeds"):
             for key, value in raw.items():
                 file.add(key, value, "not needed", None, f"{kind}: the workspace holds its own")
+        elif name in masks and name in named:
+            for key, value in raw.items():
+                note = "the dataset that names it in conditioning_data has its folder as `mask`"
+                file.add(key, value, "not needed", None, note)
+        elif name in masks:
+            for key, value in raw.items():
+                file.add(key, value, "not needed", None, "no dataset names it in conditioning_data")
         elif kind not in get_args(DatasetConfig.model_fields["dataset_type"].annotation):
             for key, value in raw.items():
                 file.add(key, value, "not supported", None, f"no datasets of type {kind} here")
@@ -684,13 +704,40 @@ def _convert_dataloader(conversion: Conversion, path: Path, where: _Where) -> No
             strategy = conversion.values.get("defaults", {}).get("caption_strategy")
             strategy = raw.get("caption_strategy", strategy)
             table_is_read = "parquet" in (strategy, raw.get("metadata_backend"))
-            datasets.append(_convert_dataset(file, raw, where, position, table_is_read))
+            folder = masks.get(_masks_of(raw) or "")
+            datasets.append(_convert_dataset(file, raw, where, position, table_is_read, folder))
     conversion.values["dataset"] = datasets
 
 
+def _mask_folders(entries: list[Any]) -> dict[str, str]:
+    """The folder of each entry that holds masks, by its id."""
+    return {
+        str(raw["id"]): str(raw["instance_data_dir"])
+        for raw in entries
+        if isinstance(raw, dict)
+        and raw.get("conditioning_type") == "mask"
+        and raw.get("type", "local") == "local"
+        and {"id", "instance_data_dir"} <= raw.keys()
+    }
+
+
+def _masks_of(raw: dict[str, Any]) -> str | None:
+    """The id that `conditioning_data` of an entry names, where it names just one."""
+    value = raw.get("conditioning_data")
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    return value if isinstance(value, str) else None
+
+
 def _convert_dataset(
-    file: _File, raw: dict[str, Any], where: _Where, position: int, table_is_read: bool
+    file: _File,
+    raw: dict[str, Any],
+    where: _Where,
+    position: int,
+    table_is_read: bool,
+    masks: str | None,
 ) -> dict[str, Any]:
+    """One dataset; `masks` is the folder of its masks, if it names any."""
     dataset: dict[str, Any] = {}
     for key, value in raw.items():
         name = _SPELLINGS.get(_name(key), _name(key))
@@ -700,6 +747,10 @@ def _convert_dataset(
             file.add(
                 key, value, "taken over", "dataset.instance_data_dir", dataset["instance_data_dir"]
             )
+        elif name == "conditioning_data" and masks is not None:
+            dataset["mask"], note = _moved("mask", masks, where)
+            note = f"its folder, {note}" if note else "its folder"
+            file.add(key, value, "changed", "dataset.mask", f"{_IGNORED_MASKS}; {note}")
         elif name == "only_instance_prompt" and not _is_off(value):
             dataset["caption_strategy"] = "instanceprompt"
             file.add(key, value, "changed", "dataset.caption_strategy", "instanceprompt here")

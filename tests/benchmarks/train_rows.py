@@ -87,7 +87,7 @@ def data(bench: Bench) -> Iterator[Line]:
     places = locate(workspace, frozen)
     batches = [
         [
-            (str(workspace.root / places.shards[row]), int(places.offsets[row]))
+            (str(workspace.root / places.latents.shards[row]), int(places.latents.offsets[row]))
             for row in micro.samples
         ]
         for micro in _micro_batches(frozen.order(0, workspace.config.train, 1))

@@ -180,9 +180,9 @@ def test_a_flipped_bit_or_a_lost_shard_is_never_trained_on(workspace: Workspace)
     frozen = _frozen(workspace)
     places = locate(workspace, frozen)
     reader = BatchReader(workspace, frozen, places, workspace.config.train)
-    shard = workspace.root / places.shards[0]
+    shard = workspace.root / places.latents.shards[0]
     data = bytearray(shard.read_bytes())
-    data[int(places.offsets[0]) + 3] ^= 1
+    data[int(places.latents.offsets[0]) + 3] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DamagedLatentError, match="encode-vae"):
         reader.read(MicroBatch(np.array([0]), np.array([0])), 0, step=0)
@@ -200,7 +200,7 @@ def test_latents_that_moved_or_were_encoded_again_are_found_in_the_middle_of_a_r
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), workspace.config.train)
     micro = MicroBatch(np.array([0, 2]), np.array([0, 0]))
     before = reader.read(micro, 0, step=0)
-    (workspace.root / reader.locations.shards[0]).unlink()
+    (workspace.root / reader.locations.latents.shards[0]).unlink()
     with ShardWriter(workspace, VAE, {}) as writer:
         for number in (0, 2):
             # Another batch may change the last bits.

@@ -334,7 +334,7 @@ def test_batches_read_ahead_are_those_read_one_by_one_and_in_order(tmp_path: Pat
     alone = _reader(here, frozen)
     wanted = [alone.read(micro, 0, 0) for micro in micros]
     together = _reader(here, frozen)
-    shards = sorted({str(shard) for shard in together.locations.shards})
+    shards = sorted({str(shard) for shard in together.locations.latents.shards})
     threads = set()
 
     def read(micro: MicroBatch) -> Batch:

@@ -30,6 +30,7 @@ HELD: dict[str, Any] = {
     "prodigy_d_coef": 2.0,
     "base_model_precision": "int8-quanto",
     "caption_dropout_probability": 0.5,
+    "masked_loss_probability": 0.5,
     "caption_dropout_prompt": "empty",
     "vae_posterior": "mean",
     "scheduled_sampling_max_step_offset": 3,

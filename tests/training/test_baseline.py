@@ -211,3 +211,23 @@ def test_a_subset_errs_by_its_standard_error() -> None:
     assert abs(np.mean(errors)) < predicted / 5
     relative = ((1 - t) ** 2 / (t**2 * s2 + (1 - t) ** 2)).numpy() * predicted / s2
     np.testing.assert_allclose(np.std(shifts, axis=0), relative, rtol=0.08)
+
+
+def test_elements_count_in_the_variance_as_they_do_in_the_loss() -> None:
+    """Masked to one half, a latent is that half; with weights, elements repeated so often."""
+    rng = np.random.default_rng(4)
+    moments = rng.normal(size=(8, 6, 10)).astype(np.float32)
+    half = np.zeros((1, 6, 10), np.float32)
+    half[..., :5] = 0.5
+    np.testing.assert_allclose(
+        channel_variance([(moments, 1.0, half)], SCALE, True),
+        channel_variance([(moments[..., :5], 1.0)], SCALE, True),
+    )
+    weights = np.ones((1, 6, 10), np.float32)
+    weights[:, :2] = 3
+    np.testing.assert_allclose(
+        channel_variance([(moments, 1.0, weights)], SCALE, True),
+        channel_variance(
+            [(np.concatenate([moments, moments[:, :2], moments[:, :2]], axis=1), 1.0)], SCALE, True
+        ),
+    )
