@@ -144,7 +144,7 @@ def _masks(
     summary.counts |= {"masks wanted": wanted.num_rows, "masks made": 0}
     if not missing.num_rows or summary.signal is not None:
         return
-    items = mask_items(workspace, samples, missing.rename_columns({"pixels_key": "mask_key"}))
+    items = mask_items(workspace, samples, missing)
     metadata = {
         "fingerprint": fingerprint(wanted, ["pixels_key"]),
         "inputs": as_text({MASKS_KEY: {"version of the masks": str(MASK_VERSION)}}),

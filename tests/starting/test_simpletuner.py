@@ -517,3 +517,36 @@ def test_webhooks_are_taken_over_and_their_addresses_reported_nowhere(
         hooks[0]["webhook_url"],
         hooks[1]["callback_url"],
     ]
+
+
+def test_a_mask_dataset_becomes_the_mask_of_the_dataset_that_names_it(tmp_path: Path) -> None:
+    masks = {
+        "id": "subject-masks",
+        "type": "local",
+        "dataset_type": "conditioning",
+        "conditioning_type": "mask",
+        "instance_data_dir": "alpha",
+    }
+    subject = {**SUBJECT, "conditioning_data": "subject-masks"}
+    main = {**CONFIG, "masked_loss_probability": 0.5}
+    for datasets in ([subject, masks], [masks, subject]):
+        folder = tmp_path / str(datasets.index(masks))
+        found = convert(lay_out(folder, main, datasets), folder)
+        (dataset,) = found.values["dataset"]
+        assert dataset["mask"] == "./alpha"
+        config.parse(found.values, "test")
+        outcomes = {entry.key: (entry.outcome, entry.target) for entry in found.report}
+        assert outcomes["dreambooth-subject: conditioning_data"] == ("changed", "dataset.mask")
+        assert outcomes["subject-masks: instance_data_dir"] == ("not needed", None)
+        assert found.values["train"]["masked_loss_probability"] == 0.5
+        assert outcomes["masked_loss_probability"] == ("changed", "train.masked_loss_probability")
+
+
+def test_other_conditioning_is_still_not_supported(tmp_path: Path) -> None:
+    control = {**SUBJECT, "id": "control", "dataset_type": "conditioning"}
+    subject = {**SUBJECT, "conditioning_data": "control"}
+    found = convert(lay_out(tmp_path, datasets=[subject, control]), tmp_path)
+    outcomes = {entry.key: entry.outcome for entry in found.report}
+    assert outcomes["dreambooth-subject: conditioning_data"] == "not supported"
+    assert outcomes["control: instance_data_dir"] == "not supported"
+    assert "mask" not in found.values["dataset"][0]
