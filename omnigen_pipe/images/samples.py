@@ -361,7 +361,8 @@ def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
                CASE WHEN status = 'ok' THEN {pixels_key} END AS pixels_key,
                captions,
                list_transform(captions, lambda c: {prompt_key_sql("c")}) AS prompt_keys,
-               mask_path, mask_hash, CASE WHEN status = 'ok' THEN {mask_key} END AS mask_key,
+               mask_path, mask_hash,
+               CASE WHEN status = 'ok' AND mask_hash IS NOT NULL THEN {mask_key} END AS mask_key,
                repeats, status, reason
         FROM judged ORDER BY dataset, path, crop_index
         """,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist, fmean
 
@@ -66,6 +67,24 @@ def test_losses_are_the_objective_at_each_time_written_out(model: Adapted) -> No
     baseline = [float(np.mean(s2 / (t**2 * s2 + (1 - t) ** 2))) for t in TIMES]
     assert found.baseline == pytest.approx(baseline)
     assert found.explained == pytest.approx(1 - found.loss / fmean(baseline))
+
+
+def test_a_masked_sample_is_evaluated_on_what_counts_and_one_of_ones_as_without(
+    model: Adapted,
+) -> None:
+    def read(index: int, mask: torch.Tensor) -> EvalSample:
+        return replace(_read(index), mask=mask)
+
+    plain = evaluate(model, 1, _read, VARIANCE)
+    ones = evaluate(model, 1, lambda i: read(i, torch.ones(1, *SIZES[i])), VARIANCE)
+    assert ones == plain
+    # The two halves together are the whole.
+    left = torch.ones(1, *SIZES[0])
+    left[..., 4:] = 0
+    halves = [evaluate(model, 1, lambda i, m=m: read(i, m), VARIANCE) for m in (left, 1 - left)]
+    assert halves[0].losses != halves[1].losses
+    together = [sum(pair) / 2 for pair in zip(*(half.losses for half in halves), strict=True)]
+    assert together == pytest.approx(plain.losses, rel=1e-5)
 
 
 def test_a_sample_does_not_depend_on_the_others(model: Adapted) -> None:
