@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -55,6 +56,8 @@ MAX_SIZE = 1_000_000
 MAX_REPEATS = 1_000_000
 #: Seeds are what torch and TOML both take.
 MAX_SEED = 2**63 - 1
+#: Of pictures: `generate` counts up from it.
+MAX_PICTURE_SEED = 2**62
 
 
 class _Table(BaseModel):
@@ -391,13 +394,56 @@ class PromptsConfig(_Table):
     )
 
 
-class ValidationConfig(_Table):
-    """Prompts of pictures: `omnigen-pipe generate` draws them where it is given no others.
+def parsed_sizes(text: str) -> list[tuple[int, int]]:
+    """Width and height in pixels of each size in `text`: `1024x1024,1280x768`, and a number alone
+    is the side of a square.
 
-    They are tokenised beside the captions.
+    Raises `ValueError` for what is none, or a side that no picture can have.
+    """
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", part.strip())
+        if match is None:
+            raise ValueError(
+                f"`{part.strip()}` is no size: write WIDTHxHEIGHT in pixels, such as 1024x768, "
+                "several with commas between"
+            )
+        width = int(match[1])
+        height = width if match[2] is None else int(match[2])
+        nearest = [_nearest_side(side) for side in (width, height)]
+        if [width, height] != nearest:
+            raise ValueError(
+                f"`{part.strip()}`: sides are multiples of {MIN_ALIGNMENT}, at most "
+                f"{MAX_BUCKET_SIDE}; the nearest is {nearest[0]}x{nearest[1]}"
+            )
+        sizes.append((width, height))
+    return list(dict.fromkeys(sizes))
+
+
+def _nearest_side(side: int) -> int:
+    multiple = (side + MIN_ALIGNMENT // 2) // MIN_ALIGNMENT * MIN_ALIGNMENT
+    return min(max(MIN_ALIGNMENT, multiple), MAX_BUCKET_SIDE)
+
+
+def _checked_resolutions(text: str | None) -> str | None:
+    try:
+        if text is not None:
+            parsed_sizes(text)
+    except ValueError as error:
+        raise ValueError(f"validation_resolution: {error}") from error
+    return text
+
+
+class ValidationConfig(_Table):
+    """Validation pictures: what training draws now and then (docs/validation.md), and what
+    `omnigen-pipe generate` draws where it is given no prompts.
+
+    The prompts are tokenised beside the captions.
     """
 
-    validation_prompt: str | None = Field(None, description="The main validation prompt.")
+    validation_prompt: str | None = Field(
+        None, description="The main validation prompt; its pictures are named `validation`."
+    )
     user_prompt_library: str | None = Field(
         None, description="JSON file of nickname: prompt. Relative paths start at the workspace."
     )
@@ -405,6 +451,31 @@ class ValidationConfig(_Table):
         None,
         description="Negative prompt, also that of `omnigen-pipe generate` with this workspace's "
         "model; default: the one built into diffusers' OmniGen.",
+    )
+    validation_step_interval: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps between validations, which also come before the first step "
+        "and after the last; 0: training draws none.",
+    )
+    validation_seed: int = Field(
+        0,
+        ge=0,
+        le=MAX_PICTURE_SEED,
+        description="Seed of every picture's noise: the same each time.",
+    )
+    validation_resolution: Annotated[str | None, AfterValidator(_checked_resolutions)] = Field(
+        None,
+        description="Sizes in pixels, WIDTHxHEIGHT, several with commas: every prompt is drawn at "
+        "each. Multiples of 16; default: the model's own size, else 1024x1024.",
+    )
+    validation_guidance: float | None = Field(
+        None,
+        ge=0,
+        description="Guidance scale; default: the model's own, else 2.5.",
+    )
+    validation_num_inference_steps: int | None = Field(
+        None, ge=1, description="Steps from noise to picture; default: the model's own, else 50."
     )
 
 
@@ -689,8 +760,13 @@ class TrainConfig(_Table):
         description="With several processes: shard the frozen base model over them (FSDP2), for "
         "cards that cannot hold it.",
     )
-    report_to: Literal["tensorboard", "none"] = Field(
-        "tensorboard", description="Where metrics go beside `metrics.jsonl`."
+    report_to: Literal["tensorboard", "wandb", "all", "none"] = Field(
+        "tensorboard",
+        description="Trackers: where metrics and validation pictures go beside the run's own "
+        "files. `wandb` needs the package of that name; `all` is both.",
+    )
+    tracker_project_name: str = Field(
+        "omnigen-pipe", min_length=1, description="Project that `wandb` files the run under."
     )
     lycoris_config: str | None = Field(
         None,

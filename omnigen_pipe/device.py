@@ -48,11 +48,17 @@ def _has_bfloat16(device: torch.device) -> bool:
     return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def release_memory() -> None:
-    """Give memory that nothing uses any more back to the GPU, and measure its peak anew."""
+def free_memory() -> None:
+    """Give memory that nothing uses any more back to the GPU."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
+
+
+def release_memory() -> None:
+    """The same, and measure the GPU's peak anew."""
+    free_memory()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
 
 

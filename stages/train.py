@@ -25,6 +25,10 @@ from omnigen_pipe.runs.freezing import (
 from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.runs.pushing import CheckpointPusher
 from omnigen_pipe.runs.run import Run, Start
+from omnigen_pipe.runs.trackers import check_trackers
+from omnigen_pipe.sampling import validation
+from omnigen_pipe.sampling.requests import Settings
+from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training.processes import Processes, connected, device_name, from_environment
 from omnigen_pipe.workspace import Workspace
@@ -102,7 +106,11 @@ def _train(
         summary.left_out = frozen.left_out()
         total = frozen.total_steps(config, start.micro_batches)
         summary.details = {"run": str(this.folder), "total_steps": total}
-        if checkpoint is None or checkpoint.position.step < total:
+        if (
+            checkpoint is None
+            or checkpoint.position.step < total
+            or processes.on_first(lambda: _lacks_pictures(workspace, this, total))
+        ):
             from omnigen_pipe.training.session import Session
 
             pushers: list[CheckpointPusher] = []
@@ -195,6 +203,14 @@ def check_hub(workspace: Workspace) -> None:
         pushing.check(workspace)
 
 
+def _lacks_pictures(workspace: Workspace, this: Run, total: int) -> bool:
+    """Whether the end of a run that is complete lacks validation pictures."""
+    if not workspace.config.validation.validation_step_interval:
+        return False
+    own = Source.of(workspace).settings()
+    return validation.is_lacking(workspace, own, this.folder, total, total)
+
+
 def _estimated(workspace: Workspace, lokr: LokrConfig, batch: Batch) -> int:
     """Bytes that training on batches such as `batch` should allocate on a GPU at its peak."""
     from omnigen_pipe.memory.estimate import estimate_peak
@@ -225,6 +241,9 @@ def check(workspace: Workspace) -> LokrConfig:
         splits = {dataset.split for dataset in workspace.config.datasets}
         if "eval" not in splits:
             raise UsageError(NOTHING_TO_EVALUATE)
+    if workspace.config.validation.validation_step_interval:
+        validation.wanted(workspace, Settings())
+    check_trackers(config.report_to)
     if from_environment().is_first:
         webhooks.addresses(workspace.config.webhook)
     return workspace.lokr()

@@ -106,7 +106,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            help="Size in pixels, multiples of 16.  Default: the model's, else 1024x1024.",
+            help="Size in pixels, multiples of 16.  Default: the workspace's first "
+            "validation_resolution, else the model's, else 1024x1024.",
             rich_help_panel=PicturePanel,
         ),
     ] = None,
@@ -114,7 +115,8 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Steps from noise to picture.  Default: the model's, else 50.",
+            help="Steps from noise to picture.  Default: the workspace's "
+            "validation_num_inference_steps, else the model's, else 50.",
             rich_help_panel=PicturePanel,
         ),
     ] = None,
@@ -123,19 +125,20 @@ def generate(
         typer.Option(
             min=0,
             help="How strongly to follow the prompt; 1 is without guidance.  "
-            "Default: the model's, else 2.5.",
+            "Default: the workspace's validation_guidance, else the model's, else 2.5.",
             rich_help_panel=PicturePanel,
         ),
     ] = None,
     seed: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            max=2**62,
-            help="Seed of each prompt's first picture; the next has the next.",
+            max=2**62,  # config.MAX_PICTURE_SEED
+            help="Seed of each prompt's first picture; the next has the next.  "
+            "Default: the workspace's validation_seed, else 0.",
             rich_help_panel=PicturePanel,
         ),
-    ] = 0,
+    ] = None,
     count: Annotated[
         int, typer.Option(min=1, help="Pictures of each prompt.", rich_help_panel=PicturePanel)
     ] = 1,

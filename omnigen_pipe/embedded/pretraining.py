@@ -93,7 +93,7 @@ def pretrain(
     total = frozen.total_steps(config, 1)
     truncate(folder / METRICS_NAME, done, workspace.staging)
     if done < total:
-        with stop_on_signal() as stop, MetricsWriter(folder, done, tensorboard=False) as metrics:
+        with stop_on_signal() as stop, MetricsWriter(folder) as metrics:
             course = Course(reader.read, save, (1.0,) * 4, progress, stop, metrics)
             plan = Plan(Position(done, epochs, index), total, order)
             train(trainee, plan, config, course)

@@ -201,9 +201,14 @@ def weights(network: Any) -> dict[str, torch.Tensor]:
 def save_adapter(
     tensors: Mapping[str, torch.Tensor], path: Path, config: LokrConfig, **metadata: str
 ) -> None:
-    """Write the adapter as safetensors, with its configuration as metadata.
+    """Write the adapter's file; see `adapter_file`."""
+    path.write_bytes(adapter_file(tensors, config, **metadata))
 
-    LyCORIS' own `create_lycoris_from_weights` loads the file.
+
+def adapter_file(tensors: Mapping[str, torch.Tensor], config: LokrConfig, **metadata: str) -> bytes:
+    """The adapter as a safetensors file, with its configuration as metadata.
+
+    LyCORIS' own `create_lycoris_from_weights` loads it.
     """
     entries = {
         "format": "pt",
@@ -211,7 +216,7 @@ def save_adapter(
         "omnigen_pipe_version": tool_version(),
         **metadata,
     }
-    path.write_bytes(_sorted(save(dict(tensors), metadata=entries)))
+    return _sorted(save(dict(tensors), metadata=entries))
 
 
 def _sorted(file: bytes) -> bytes:

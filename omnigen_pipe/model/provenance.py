@@ -7,6 +7,7 @@ torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +59,17 @@ def read_provenance(path: Path) -> Provenance:
     """Where the adapter file `path` comes from; raises as `read_metadata` does."""
     said = read_metadata(path)
     digest = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
-    return Provenance(
-        path.name, digest, said.get("step"), said.get("base"), said.get("transformer_key")
-    )
+    return _provenance(path.name, digest, said)
+
+
+def provenance_of(name: str, file: bytes, said: Mapping[str, str]) -> Provenance:
+    """The same of an adapter that would be the file `name`, of these bytes and with `said` as its
+    metadata, if it were written."""
+    return _provenance(name, blake3(file, max_threads=blake3.AUTO).hexdigest(), said)
+
+
+def _provenance(name: str, digest: str, said: Mapping[str, str]) -> Provenance:
+    return Provenance(name, digest, said.get("step"), said.get("base"), said.get("transformer_key"))
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -46,7 +46,8 @@ def prompt_library(workspace: Workspace) -> dict[str, str]:
 def read_library(path: Path, option: str) -> dict[str, str]:
     """The prompts in the JSON file `path` by nickname; `option` is what messages call it.
 
-    Raises `UsageError` where the file is missing or is not a JSON object of valid texts.
+    Raises `UsageError` where the file is missing or is not a JSON object of valid texts, or a
+    nickname could not name a file.
     """
     where = f"{option} {path}"
     wanted = '{"nickname": "the prompt goes here"}'
@@ -60,6 +61,11 @@ def read_library(path: Path, option: str) -> dict[str, str]:
         raise UsageError(f"{where} holds a {type(raw).__name__}, but must look like {wanted}.")
     for nickname, prompt in raw.items():
         check_text(nickname, f"{where}: the nickname {json.dumps(nickname)}")
+        if not any(character.isalnum() for character in nickname):
+            raise UsageError(
+                f"{where}: the nickname {json.dumps(nickname, ensure_ascii=False)} is none: "
+                "pictures are named by it, so it must hold a letter or a digit."
+            )
         if not isinstance(prompt, str):
             raise UsageError(
                 f"{where}: the prompt of `{nickname}` is {json.dumps(prompt)}, but must be a text."

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +158,26 @@ def read(path: Path) -> tuple[pa.Table, dict[str, str]]:
     except (pa.ArrowInvalid, OSError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
     return table, {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the frozen samples in `path` are, for whoever looks at a run: how many of each split
+    and bucket, how often they are seen, what was left out, and the keys of what they came from."""
+    table, metadata = read(path)
+    splits, buckets = (
+        {row["values"]: row["counts"] for row in pc.value_counts(table[name]).to_pylist()}
+        for name in ("split", "bucket")
+    )
+    trained = table.filter(pc.is_in(table["split"], pa.array(TRAINED_SPLITS, pa.string())))
+    shown = pc.sum(trained["repeats"]).as_py() or 0
+    keys = ("content", "vae_key", "tokenizer_key", "transformer_key")
+    return {
+        "samples": dict(sorted(splits.items())),
+        "buckets": dict(sorted(buckets.items())),
+        "samples_per_epoch": shown + trained.num_rows,
+        "left_out": json.loads(metadata.get("left_out", "{}")),
+        **{key: metadata[key] for key in keys if key in metadata},
+    }
 
 
 class _Prompts(NamedTuple):

@@ -1,17 +1,18 @@
-"""What training measures, step by step: `metrics.jsonl`, `evaluations.jsonl` and TensorBoard."""
+"""What training measures, step by step: `metrics.jsonl`, `evaluations.jsonl` and trackers."""
 
 from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from manifests.errors import WriteError
+from manifests.errors import PipeError, WriteError
 from manifests.publish import publishing
+from omnigen_pipe.runs.trackers import Tracker
 
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
@@ -44,23 +45,14 @@ def truncate(path: Path, last_step: int, staging: Path) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends a line per step, and one per evaluation; scalars go to TensorBoard if asked."""
+    """Appends a line per step, and one per evaluation, and shows the same to `trackers`, which it
+    closes."""
 
-    def __init__(self, folder: Path, steps_done: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()) -> None:
         self._folder = folder
         self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
         self._evaluations = (folder / EVALUATIONS_NAME).open("a", encoding="utf-8")
-        self._board: Any = None
-        self._thread_hook = threading.excepthook
-        if tensorboard:
-            threading.excepthook = self._thread_failed
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(
-                # A beginning takes back the evaluation before the first step, too.
-                log_dir=str(folder / "tensorboard"),
-                purge_step=steps_done + 1 if steps_done else 0,
-            )
+        self._trackers = tuple(trackers)
 
     def __enter__(self) -> MetricsWriter:
         """Itself."""
@@ -73,19 +65,18 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         """Flush and close all; what fails here is raised where nothing failed before."""
-        threading.excepthook = self._thread_hook
-        files = [self._metrics, self._evaluations, *([self._board] if self._board else [])]
-        for file in files:
+        closing: list[Callable[[], object]] = [self._metrics.close, self._evaluations.close]
+        closing += [partial(tracker.close, error is not None) for tracker in self._trackers]
+        failure: PipeError | None = None
+        for close in closing:
             try:
-                file.close()
-            except OSError as failure:
-                if error is None:
-                    raise WriteError(self._folder, failure) from failure
-
-    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
-        """Say nothing of a disk that is full for TensorBoard's thread: the next write raises it."""
-        if not isinstance(args.exc_value, OSError):
-            self._thread_hook(args)
+                close()
+            except PipeError as failed:
+                failure = failure or failed
+            except OSError as failed:
+                failure = failure or WriteError(self._folder, failed)
+        if failure is not None and error is None:
+            raise failure
 
     def flush(self) -> None:
         """Bring the lines to the disk: a checkpoint must not outlive the lines before it."""
@@ -96,7 +87,7 @@ class MetricsWriter:
         self, step: int, values: Mapping[str, Any], board: Mapping[str, float] | None = None
     ) -> None:
         """Record the numbers of `step` (1, 2, …: steps done): `values` in `metrics.jsonl`, and
-        those that are scalars on TensorBoard, with the scalars of `board` under their own names."""
+        those that are scalars in trackers, with the scalars of `board` under their own names."""
         _append(self._metrics, step, values)
         scalars = {f"train/{name}": value for name, value in values.items() if _is_scalar(value)}
         self._show(step, scalars | dict(board or {}))
@@ -104,18 +95,18 @@ class MetricsWriter:
     def write_evaluation(
         self, step: int, values: Mapping[str, Any], board: Mapping[str, float]
     ) -> None:
-        """Record an evaluation after `step` in `evaluations.jsonl`, and `board` on TensorBoard."""
+        """Record an evaluation after `step` in `evaluations.jsonl`, and `board` in trackers."""
         _append(self._evaluations, step, values)
         self._show(step, board)
 
     def _show(self, step: int, scalars: Mapping[str, float]) -> None:
-        if self._board is None:
-            return
-        try:
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
-        except OSError as error:
-            raise WriteError(self._folder / "tensorboard", error) from error
+        for tracker in self._trackers:
+            tracker.scalars(step, scalars)
+
+    def show_picture(self, step: int, name: str, path: Path, caption: str) -> None:
+        """Show trackers the picture in the file `path`."""
+        for tracker in self._trackers:
+            tracker.picture(step, name, path, caption)
 
 
 def _append(file: TextIO, step: int, values: Mapping[str, Any]) -> None:

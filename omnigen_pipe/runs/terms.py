@@ -38,13 +38,20 @@ CHANGEABLE = frozenset(
         "checkpoints_total_limit",
         "resume_from_checkpoint",
         "report_to",
+        "tracker_project_name",
         "lycoris_config",  # what it says is compared, not where it lies
         "mixed_precision",  # what it comes to on the device is compared
     }
 )
 
 #: Of those, the ones whose change is worth a word, because it changes how the run goes on.
-_SAID = CHANGEABLE - {"tracker_run_name", "resume_from_checkpoint", "report_to", "lycoris_config"}
+_SAID = CHANGEABLE - {
+    "tracker_run_name",
+    "tracker_project_name",
+    "resume_from_checkpoint",
+    "report_to",
+    "lycoris_config",
+}
 
 
 def frozen_settings(config: TrainConfig, lokr: LokrConfig) -> dict[str, Any]:

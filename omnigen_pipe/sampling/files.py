@@ -108,18 +108,11 @@ def write_picture(
     Where that name is taken by now, a number is added to it, unless `overwrite` is set. A PNG says
     in text chunks how it was `made`. Raises `PipeError` where writing fails, and leaves nothing.
     """
-    kind = FORMATS[path.suffix.lower()]
-    options: dict[str, object] = {"quality": _QUALITY}
-    if kind == "PNG":
-        chunks = PngImagePlugin.PngInfo()
-        for key, value in made.items():
-            chunks.add_text(key, value)
-        options = {"pnginfo": chunks}
     unfinished = path.with_name(f".{new_id()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            picture.save(unfinished, kind, **options)
+            save_picture(picture, unfinished, FORMATS[path.suffix.lower()], made)
             if not overwrite:
                 return _placed(unfinished, path)
             os.replace(unfinished, path)
@@ -130,6 +123,27 @@ def write_picture(
         raise WriteError(path, error) from error
     except ValueError as error:  # from Pillow, for what a format cannot hold
         raise PipeError(f"{path} could not be written: {error}. Write a .png instead.") from error
+
+
+def save_picture(picture: Image.Image, path: Path, kind: str, made: Mapping[str, str]) -> None:
+    """Write `picture` in the format `kind` as `path`; a PNG says how it was `made`."""
+    options: dict[str, object] = {"quality": _QUALITY}
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in made.items():
+            chunks.add_text(key, value)
+        options = {"pnginfo": chunks}
+    picture.save(path, kind, **options)
+
+
+def says(path: Path, made: Mapping[str, str]) -> bool:
+    """Whether there is a PNG `path` that says it was `made` so; of its pixels nothing is read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return all(picture.info.get(key) == value for key, value in made.items())
+    # Also what Pillow raises for chunks that are damaged.
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 def _placed(unfinished: Path, path: Path) -> Path:

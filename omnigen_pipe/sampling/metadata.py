@@ -7,15 +7,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Protocol
 
 from manifests.parquet import tool_version
+from omnigen_pipe.model.provenance import Provenance
 from omnigen_pipe.model_files import Model
-from omnigen_pipe.sampling.drawer import Drawer
 from omnigen_pipe.sampling.requests import Request, Settings, exact
 
 
+class Draws(Protocol):
+    """What draws, as far as pictures speak of it: `drawer.Drawer`, or a training."""
+
+    @property
+    def source(self) -> Model:
+        """The model."""
+        ...
+
+    @property
+    def base_precision(self) -> str:
+        """`base_model_precision` of the workspace."""
+        ...
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Which adapter; None without one."""
+        ...
+
+
 def picture_metadata(
-    drawer: Drawer, dtype: str, settings: Settings, request: Request
+    drawer: Draws, dtype: str, settings: Settings, request: Request
 ) -> dict[str, str]:
     """Of the picture of `request`; `dtype` is what the transformer computed in."""
     entries = {
@@ -30,11 +50,11 @@ def picture_metadata(
 
 
 def grid_metadata(
-    drawer: Drawer, dtype: str, settings: Settings, drawn: Sequence[Request]
+    drawer: Draws, dtype: str, settings: Settings, drawn: Sequence[Request]
 ) -> dict[str, str]:
     """Of the grid of those that were `drawn`, which it lists in its order."""
     pictures = [{"prompt": request.prompt, "seed": request.seed} for request in drawn]
-    if drawer.adapter is not None:
+    if drawer.provenance is not None:
         strengths = [{"strength": request.strength} for request in drawn]
         pictures = [{**one, **other} for one, other in zip(pictures, strengths, strict=True)]
     return {
@@ -53,7 +73,7 @@ def _settings_entries(settings: Settings) -> dict[str, str]:
     }
 
 
-def model_entries(drawer: Drawer, dtype: str) -> dict[str, str]:
+def model_entries(drawer: Draws, dtype: str) -> dict[str, str]:
     """Of what drew: whatever identifies the model and the adapter belongs here."""
     source = drawer.source
     entries = {

@@ -60,8 +60,8 @@ def build_pipeline(
 
     `transformer` is `load_transformer`'s, with or without an adapter; `vae` is in float32, because
     SDXL's overflows in float16, and bfloat16's 8 bits are no more than a picture's own. Both are
-    on the device that is to compute. `network` is LyCORIS' of the adapter at its own strength, for
-    `set_strength`.
+    on the device that is to compute; without a VAE (None) only `draw_latents` can be had. `network`
+    is LyCORIS' of the adapter at its own strength, for `set_strength`.
     """
     with quiet_imports():
         from diffusers import OmniGenPipeline
@@ -70,10 +70,15 @@ def build_pipeline(
     pipe.multimodal_processor = PromptProcessor(
         tokenizer, PIXELS_PER_LATENT * transformer.config.patch_size
     )
+    pipe.encode_input_images = _no_input_images  # diffusers' own asks the VAE even for none
     pipe.set_progress_bar_config(disable=True)
     pipe.adapter = network
     pipe.adapter_multiplier = None if network is None else network.multiplier
     return pipe
+
+
+def _no_input_images(*_: object, **__: object) -> list[Any]:
+    return []
 
 
 def set_strength(pipe: Any, strength: float) -> None:
@@ -143,7 +148,7 @@ def draw(
     """
     try:
         latents = draw_latents(pipe, requests, settings, autocast, on_step)
-        return [_decoded(pipe, latent, say) for latent in latents]
+        return [decoded(pipe.vae, latent, say) for latent in latents]
     except torch.OutOfMemoryError as error:
         many = len(requests) > 1
         what = f"{len(requests)} pictures at once" if many else "one picture"
@@ -201,32 +206,41 @@ def _float32_velocity(transformer: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _decoded(pipe: Any, latent: torch.Tensor, say: Callable[[str], object]) -> Image.Image | None:
-    """The picture of one latent `[4, H/8, W/8]`; None where it is not finite."""
+def decoded(
+    vae: Any, latent: torch.Tensor, say: Callable[[str], object] = lambda sentence: None
+) -> Image.Image | None:
+    """The picture of one scaled latent `[4, H/8, W/8]`, RGB; None where it is not finite.
+
+    `vae` and `latent` are on the device that computes. Where memory is too short, `vae` decodes in
+    tiles from then on, which `say` tells. Raises `torch.OutOfMemoryError` where that does not do.
+    """
+    with quiet_imports():
+        from diffusers.image_processor import VaeImageProcessor
+
     pixels = None
     try:
-        pixels = _pixels(pipe, latent)
+        pixels = _pixels(vae, latent)
     except torch.OutOfMemoryError:
-        if pipe.vae.use_tiling:
+        if vae.use_tiling:
             raise
     if pixels is None:  # not above: there the error still holds on to what was computed
         gc.collect()
         torch.cuda.empty_cache()
-        enable_tiling(pipe.vae, _TILE)
+        enable_tiling(vae, _TILE)
         say(
-            f"{pipe.device} has too little memory to decode a picture as a whole: from here on "
+            f"{latent.device} has too little memory to decode a picture as a whole: from here on "
             f"pictures are decoded in tiles of {_TILE} px, which changes them slightly."
         )
-        pixels = _pixels(pipe, latent)
+        pixels = _pixels(vae, latent)
     if not bool(pixels.isfinite().all()):
         return None
-    picture: Image.Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
+    picture: Image.Image = VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
     return picture
 
 
-def _pixels(pipe: Any, latent: torch.Tensor) -> torch.Tensor:
-    """`[1, 3, H, W]` from -1 to 1, as the VAE decodes `latent`."""
+def _pixels(vae: Any, latent: torch.Tensor) -> torch.Tensor:
+    """`[1, 3, H, W]` from -1 to 1, as `vae` decodes `latent`."""
     with torch.no_grad(), exact_float32():
-        unscaled = latent[None].to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
-        decoded: torch.Tensor = pipe.vae.decode(unscaled, return_dict=False)[0]
-    return decoded
+        unscaled = latent[None].to(vae.dtype) / vae.config.scaling_factor
+        pixels: torch.Tensor = vae.decode(unscaled, return_dict=False)[0]
+    return pixels

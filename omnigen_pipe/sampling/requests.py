@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from manifests.errors import UsageError
+from omnigen_pipe.config import Config, parsed_sizes
 from omnigen_pipe.prompts.library import check_text, read_library, validation_prompts
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
 from omnigen_pipe.workspace import Workspace
@@ -136,25 +137,43 @@ def chosen_settings(
 
     `workspace` is None where the model is not a workspace's.
     """
-    settings = own
-    if workspace is not None:
-        negative = workspace.config.validation.validation_negative_prompt
-        if negative is not None:
-            settings = settings.changed({"negative_prompt": negative}, "[validation]")
+    settings = own if workspace is None else validation_settings(own, workspace.config)[0]
     return settings.changed(options, "The options")
+
+
+def validation_settings(own: Settings, config: Config) -> list[Settings]:
+    """How validation pictures are drawn, for each `validation_resolution`: as `config` says, else
+    as the model's `own` settings do. Raises `UsageError` where a value cannot be used."""
+    validation = config.validation
+    chosen = {
+        "negative_prompt": validation.validation_negative_prompt,
+        "guidance_scale": validation.validation_guidance,
+        "num_inference_steps": validation.validation_num_inference_steps,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    settings = own.changed(given, "[validation]")
+    if validation.validation_resolution is None:
+        return [settings]
+    return [
+        settings.changed({"width": width, "height": height}, "[validation]")
+        for width, height in parsed_sizes(validation.validation_resolution)
+    ]
 
 
 def chosen_requests(
     workspace: Workspace | None,
     prompts: Sequence[str],
     library: Path | None,
-    seed: int,
+    seed: int | None,
     count: int,
 ) -> list[Request]:
     """The pictures that are asked for; without prompts, the validation prompts of `workspace`.
 
-    As `requests_of`; raises `UsageError` where there is none.
+    As `requests_of`; without a `seed` that of `workspace` counts, else 0. Raises `UsageError`
+    where there is none.
     """
+    if seed is None:
+        seed = 0 if workspace is None else workspace.config.validation.validation_seed
     by_nickname = read_library(library, "--prompt-library") if library is not None else {}
     if not prompts and library is None and workspace is not None:
         by_nickname = validation_prompts(workspace)

@@ -56,6 +56,14 @@ class Source(Model):
         if adapter is not None:
             attach_file(self.outline(), adapter)
 
+    def decoder(self, device: torch.device) -> Any:
+        """Its VAE on `device`, for decoding; raises `UsageError` where it cannot be used."""
+        from omnigen_pipe.latents.vae import load_vae
+
+        # SDXL's VAE overflows in float16, and bfloat16 has no more digits than a picture.
+        options = self.vae_options.model_copy(update={"vae_dtype": "fp32"})
+        return load_vae(self.part("vae"), options, device)
+
     def pipeline(
         self,
         tokenizer: PromptTokenizer,
@@ -74,16 +82,13 @@ class Source(Model):
         """
         import torch
 
-        from omnigen_pipe.latents.vae import load_vae
         from omnigen_pipe.model.lokr import attach_file
         from omnigen_pipe.model.transformer import load_transformer
         from omnigen_pipe.sampling.pipeline import build_pipeline, load_scheduler, set_strength
 
         scheduler = load_scheduler(self.part("scheduler"))
-        # SDXL's VAE overflows in float16, and bfloat16 has no more digits than a picture.
-        options = self.vae_options.model_copy(update={"vae_dtype": "fp32"})
         try:
-            vae = load_vae(self.part("vae"), options, device)
+            vae = self.decoder(device)
             transformer = load_transformer(
                 self.part("transformer"), dtype, device, base_precision, via
             )

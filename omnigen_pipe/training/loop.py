@@ -22,7 +22,7 @@ from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.device import peak_memory
 from omnigen_pipe.events import Events
-from omnigen_pipe.progress import Progress
+from omnigen_pipe.progress import Advance, Progress
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.metrics import MetricsWriter
 from omnigen_pipe.runs.order import MicroBatch
@@ -69,6 +69,10 @@ class Course:
     metrics: MetricsWriter | None = None
     #: Evaluates after so many steps; None where nothing is evaluated.
     evaluate: Callable[[int], object] | None = None
+    #: Whether pictures are drawn after so many steps…
+    validates: Callable[[int], bool] = lambda step: False
+    #: …and draws them, telling how it goes; returns the signal that ended it early, if one did.
+    validate: Callable[[int, Advance], int | None] = lambda step, advance: None
     #: The losses of the last steps, which a resumed run has from before.
     window: LossWindow = field(default_factory=LossWindow)
     #: Is told of every step; of the first process only.
@@ -111,7 +115,9 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
         closing(batches),
         progress.task(label, plan.total_steps, done=position.step) as advance,
     ):
-        for step in steps(plan):
+        # Also what the end of an earlier start has left undone.
+        stopping = _validate(course, position, advance)
+        for step in steps(plan) if not stopping else ():
             started = time.monotonic()
             sums = _accumulate(trainee, step, batches, course, saved)
             rate = learning_rate(position.step, plan.total_steps, config)
@@ -145,18 +151,41 @@ def train(trainee: Trainee, plan: Plan, config: TrainConfig, course: Course) -> 
             ):
                 course.evaluate(position.step)
             interval = config.checkpoint_step_interval
-            if last or stopping or (interval and position.step % interval == 0):
-                _check_weights(trainee, step, saved, processes)
-                if course.metrics is not None:
-                    course.metrics.flush()
-                course.save(position)
-                saved = position
+            saving = last or stopping or (interval > 0 and position.step % interval == 0)
+            if saving:
+                saved = _save(trainee, step, saved, course)
+            # After the checkpoint, which is worth more; a run that ends here draws when it goes on.
+            if not stopping and _validate(course, position, advance):
+                stopping = True
+                if not saving:
+                    saved = _save(trainee, step, saved, course)
             if stopping:
                 if course.stop.signal is None:  # another process was asked to stop
                     course.stop.signal = signal.SIGINT if sums.interrupted else signal.SIGTERM
                 break
     recent = window.values() if len(window) else {}
     return Progressed(position, recent, window.progress_text())
+
+
+def _save(trainee: Trainee, step: Step, saved: Position, course: Course) -> Position:
+    """Save a checkpoint of the position after `step`; returns that."""
+    _check_weights(trainee, step, saved, course.processes)
+    if course.metrics is not None:
+        course.metrics.flush()
+    course.save(step.after)
+    return step.after
+
+
+def _validate(course: Course, position: Position, advance: Advance) -> bool:
+    """Draw the pictures that are due at `position`; whether a signal ended that, which is noted
+    also where it went to another process."""
+    if not course.validates(position.step):
+        return False
+    asked = course.validate(position.step, advance)
+    if asked is None:
+        return False
+    course.stop.signal = course.stop.signal or asked
+    return True
 
 
 def _own_rate(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,11 @@ from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint, Position, locate_adapter
 from omnigen_pipe.runs.conditions import processor, versions
-from omnigen_pipe.runs.frozen import FrozenSamples, locate
+from omnigen_pipe.runs.frozen import FrozenSamples, describe, locate
 from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
 from omnigen_pipe.runs.run import Run, Start
+from omnigen_pipe.runs.trackers import opened
+from omnigen_pipe.sampling.validation import is_due
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training import evaluation, optimizers, schedule
@@ -36,6 +39,7 @@ from omnigen_pipe.training.preflight import largest_batch, rehearse
 from omnigen_pipe.training.processes import Processes
 from omnigen_pipe.training.state import read_state, write_state
 from omnigen_pipe.training.trainee import Trainee, load_trainee
+from omnigen_pipe.training.validation import Validator, load_painter
 from omnigen_pipe.workspace import Workspace
 
 
@@ -80,7 +84,8 @@ class Session:
             stack.enter_context(exact_float32())
             stop = stack.enter_context(stop_on_signal())
             window = LossWindow()
-            metrics = self._metrics(position, window, stack)
+            total = summary.details["total_steps"]
+            metrics = self._metrics(trainee, total, position, window, stack)
             course = Course(
                 read=reader.read,
                 save=saver.save,
@@ -93,7 +98,10 @@ class Session:
                 window=window,
                 events=self.events,
             )
-            plan = Plan(position, summary.details["total_steps"], order)
+            if self.workspace.config.validation.validation_step_interval:
+                course.validates = lambda step: is_due(step, total, self.workspace.config)
+                course.validate = self._validator(trainee, position, course, summary).draw
+            plan = Plan(position, total, order)
             reached = train(trainee, plan, config, course)
         summary.signal = stop.signal
         _report(summary, trainee, position, reached, saver.last)
@@ -201,7 +209,12 @@ class Session:
         )
 
     def _metrics(
-        self, position: Position, window: LossWindow, stack: ExitStack
+        self,
+        trainee: Trainee,
+        total: int,
+        position: Position,
+        window: LossWindow,
+        stack: ExitStack,
     ) -> MetricsWriter | None:
         """Where numbers go, rid of what a resumed run computes again; in the first process only.
 
@@ -216,8 +229,30 @@ class Session:
                 window.add(sums_of(line))
         # The evaluation before the first step is of a checkpoint's past only where there is one.
         truncate(folder / EVALUATIONS_NAME, position.step or -1, staging)
-        board = self.workspace.config.train.report_to == "tensorboard"
-        return stack.enter_context(MetricsWriter(self.this.folder, position.step, board))
+        config = self.workspace.config.train
+        trackers = opened(
+            config.report_to, folder, staging, position.step, config.tracker_project_name
+        )
+        metrics = stack.enter_context(MetricsWriter(folder, trackers))
+        for tracker in trackers:
+            tracker.describe(*self._described(trainee, total))
+        return metrics
+
+    def _described(
+        self, trainee: Trainee, total_steps: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The whole configuration, and what the run's data are, for trackers."""
+        configuration = self.workspace.config.model_dump(mode="json")
+        configuration["lokr"] = self.lokr.model_dump(mode="json")  # wherever it comes from
+        data = {
+            **describe(self.this.samples),
+            "steps": total_steps,
+            "micro_batches": self.start.micro_batches,
+            "base": Model.of(self.workspace).label,
+            "adapter_parameters": {one.target: one.parameters for one in trainee.targets},
+            "samples_blake3": self.start.samples,
+        }
+        return configuration, data
 
     def _evaluation(
         self,
@@ -248,6 +283,33 @@ class Session:
 
         return evaluate
 
+    def _validator(
+        self, trainee: Trainee, position: Position, course: Course, summary: Summary
+    ) -> Validator:
+        """What draws validation pictures."""
+        return Validator(
+            self.workspace,
+            self.this.folder,
+            position.step,
+            trainee,
+            load_painter(self.workspace, trainee, self.processes),
+            self.lokr,
+            self.origin,
+            self.processes,
+            course.stop,
+            self.progress,
+            summary,
+            course.metrics,
+        )
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What an adapter's file says of what it was trained on."""
+        return {
+            "base": Model.of(self.workspace).label,
+            "transformer_key": self.frozen.metadata["transformer_key"],
+        }
+
 
 @dataclass
 class _Saver:
@@ -264,15 +326,13 @@ class _Saver:
     def _publish(self, position: Position) -> Checkpoint:
         session = self.session
         folder, staging = session.this.checkpoints, session.workspace.staging
-        origin = {
-            "base": Model.of(session.workspace).label,
-            "transformer_key": session.frozen.metadata["transformer_key"],
-        }
         saved = checkpoints.save(
             folder,
             staging,
             position,
-            lambda path: write_state(self.trainee, path, session.lokr, position.step, **origin),
+            lambda path: write_state(
+                self.trainee, path, session.lokr, position.step, **session.origin
+            ),
         )
         keep = session.workspace.config.train.checkpoints_total_limit
         checkpoints.prune(folder, staging, keep)
@@ -305,6 +365,7 @@ def _report(
     if adapter:
         summary.notes.append(f"Adapter: {adapter}")
     if summary.signal is not None and steps < summary.details["total_steps"]:
+        saved = ", saved" if checkpoint else ""
         summary.notes.append(
-            f"Stopped by a signal at step {steps}, saved. Run the same command to go on."
+            f"Stopped by a signal at step {steps}{saved}. Run the same command to go on."
         )

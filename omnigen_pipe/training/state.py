@@ -11,6 +11,8 @@ Everything is exact: training on from a checkpoint equals never having stopped.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,41 @@ from omnigen_pipe.training.trainee import Trainee
 _TRAINING_NAME = "training.pt"
 
 
+def adapter_said(trainee: Trainee, step: int, **origin: str) -> dict[str, str]:
+    """What the files of the adapter and of its average after `step` say of themselves.
+
+    `origin` says what they were trained on; see `model.provenance`.
+    """
+    return {"step": str(step), "dtype": _name_of(trainee.dtype), **origin}
+
+
+@contextmanager
+def weights_in_use(trainee: Trainee, average: bool = False) -> Iterator[None]:
+    """Within it the adapter has the weights that a checkpoint's `adapter.safetensors` would hold
+    now, or those of its `ema.safetensors`; after it, exactly, those it had."""
+    if not average:
+        with averaged_weights(trainee.optimizer):
+            yield
+    elif trainee.ema is not None:
+        with trainee.ema.in_place():
+            yield
+    else:
+        raise ValueError("there is no average")
+
+
 def write_state(
     trainee: Trainee, folder: Path, config: LokrConfig, step: int, **origin: str
 ) -> None:
     """Write the files of a checkpoint into `folder`; an `OSError` where they do not fit.
 
-    `origin` says in the adapters' metadata what they were trained on; see `model.provenance`.
+    `origin` is that of `adapter_said`.
     """
-    metadata = {"step": str(step), "dtype": _name_of(trainee.dtype), **origin}
-    with averaged_weights(trainee.optimizer):
-        lokr.save_adapter(lokr.weights(trainee.network), folder / ADAPTER_NAME, config, **metadata)
-    if trainee.ema is not None:
-        with trainee.ema.in_place():
-            averaged = lokr.weights(trainee.network)
-        lokr.save_adapter(averaged, folder / EMA_NAME, config, **metadata)
+    said = adapter_said(trainee, step, **origin)
+    for average in (False, True) if trainee.ema is not None else (False,):
+        with weights_in_use(trainee, average):
+            tensors = lokr.weights(trainee.network)
+        path = folder / (EMA_NAME if average else ADAPTER_NAME)
+        lokr.save_adapter(tensors, path, config, **said)
     state: dict[str, Any] = {
         "optimizer": trainee.optimizer.state_dict(),
         "scaler": trainee.scaler.state_dict(),

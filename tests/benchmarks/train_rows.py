@@ -174,7 +174,7 @@ def _steps(
         ]
         return statistics.median(_plain_step(trainee, *problem) for problem in problems)
 
-    with MetricsWriter(workspace.run_folder("bench"), 0, tensorboard=False) as metrics:
+    with MetricsWriter(workspace.run_folder("bench")) as metrics:
         course = loop.Course(
             reader.read, lambda position: None, (1.0,) * 4, timed, StopRequest(), metrics
         )

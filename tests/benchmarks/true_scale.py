@@ -139,7 +139,7 @@ def measure(
         return read(side)
 
     restart_peak()
-    with MetricsWriter(folder, 0, tensorboard=False) as metrics:
+    with MetricsWriter(folder) as metrics:
         variance = (1.0, 1.0, 1.0, 1.0)
         course = Course(reader, save, variance, progress, StopRequest(), metrics)
         train(trainee, Plan(Position(), 1, order), config.train, course)

@@ -22,6 +22,7 @@ from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.runs.metrics import METRICS_NAME, MetricsWriter, truncate
 from omnigen_pipe.runs.order import MicroBatch, epoch_order
+from omnigen_pipe.runs.trackers import TensorBoard
 from omnigen_pipe.stop import StopRequest
 from omnigen_pipe.training import loop
 from omnigen_pipe.training.batches import Batch
@@ -131,7 +132,7 @@ def _train(
 
     folder.mkdir(exist_ok=True)
     truncate(folder / METRICS_NAME, start.step, workspace.staging)
-    with MetricsWriter(folder, start.step, tensorboard=False) as metrics:
+    with MetricsWriter(folder) as metrics:
         course = Course(read, save, VARIANCE, Progress(quiet=True), stop or StopRequest(), metrics)
         train(trainee, _plan(config, steps, start), config.train, course)
     return trainee, saved[-1] if saved else None
@@ -305,7 +306,7 @@ def test_tensorboard_gets_the_same_numbers_and_forgets_what_is_computed_again(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for done, losses in ((0, [3.0, 2.0, 1.0]), (1, [2.5, 1.5])):
-        with MetricsWriter(tmp_path, done, tensorboard=True) as writer:
+        with MetricsWriter(tmp_path, [TensorBoard(tmp_path / "tensorboard", done)]) as writer:
             for number, loss in enumerate(losses, start=done + 1):
                 writer.write(number, {"loss": loss, "learning_rate": 0.5})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -323,7 +324,7 @@ def test_tensorboard_forgets_the_evaluation_before_the_first_step_of_a_run_begun
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for loss in (7.0, 3.0):
-        with MetricsWriter(tmp_path, 0, tensorboard=True) as writer:
+        with MetricsWriter(tmp_path, [TensorBoard(tmp_path / "tensorboard", 0)]) as writer:
             writer.write_evaluation(0, {"loss": loss}, {"eval/loss": loss})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("eval/loss")] == [(0, 3.0)]

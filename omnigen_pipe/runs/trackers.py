@@ -1,0 +1,191 @@
+"""Trackers: TensorBoard and Weights & Biases, shown the same things by the same few calls.
+
+What they hold is in the run's own files, too: a tracker is for looking at it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifests.errors import PipeError, UsageError, WriteError
+from manifests.publish import new_id, publishing
+
+#: Of the folder of events, and of the file that holds the id that wandb knows a run by.
+_TENSORBOARD, _WANDB_ID = "tensorboard", "wandb-id.json"
+_NO_WANDB = (
+    "report_to names wandb, which is not installed: `pip install 'omnigen-pipe[wandb]'`, or set "
+    'report_to = "tensorboard".'
+)
+
+
+class Tracker(Protocol):
+    """What is shown a run, step by step; steps are those that are done."""
+
+    def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Show the whole configuration and what the run's data are, once in a run's life."""
+        ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show numbers by name."""
+        ...
+
+    def picture(self, step: int, name: str, path: Path, caption: str) -> None:
+        """Show the picture in the file `path`."""
+        ...
+
+    def close(self, failed: bool) -> None:
+        """Bring everything to where it is kept; `failed` where an error ends the run."""
+        ...
+
+
+def check_trackers(report_to: str) -> None:
+    """Raise `UsageError` where what `report_to` names is not installed."""
+    if report_to in ("wandb", "all"):
+        try:
+            version("wandb")
+        except PackageNotFoundError as error:
+            raise UsageError(_NO_WANDB) from error
+
+
+def opened(
+    report_to: str, folder: Path, staging: Path, steps_done: int, project: str
+) -> list[Tracker]:
+    """The trackers that `report_to` names, of the run in `folder` that goes on after `steps_done`.
+
+    Raises `PipeError` where wandb does not start.
+    """
+    trackers: list[Tracker] = []
+    if report_to in ("wandb", "all"):  # first, for it may fail
+        trackers.append(Wandb(folder, staging, steps_done, project))
+    if report_to in ("tensorboard", "all"):
+        trackers.append(TensorBoard(folder / _TENSORBOARD, steps_done))
+    return trackers
+
+
+class TensorBoard:
+    """Event files in `folder`, without what a resumed run shows again after `steps_done`."""
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self._steps_done = steps_done
+        self._is_new = steps_done == 0 or not folder.is_dir()
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._thread_failed
+        # A beginning takes back the evaluation before the first step, too.
+        self._writer: Any = SummaryWriter(
+            log_dir=str(folder), purge_step=steps_done + 1 if steps_done else 0
+        )
+
+    def _thread_failed(self, args: threading.ExceptHookArgs) -> None:
+        """Say nothing of a disk that is full for TensorBoard's thread: the next write raises it."""
+        if not isinstance(args.exc_value, OSError):
+            self._thread_hook(args)
+
+    def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """See `Tracker`: two texts."""
+        if not self._is_new:
+            return
+        for name, entries in (("configuration", configuration), ("data", data)):
+            text = json.dumps(entries, indent=2, ensure_ascii=False)
+            indented = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown's code
+            self._write("add_text", name, indented, self._steps_done)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in values.items():
+            self._write("add_scalar", name, value, step)
+
+    def picture(self, step: int, name: str, path: Path, caption: str) -> None:
+        """See `Tracker`; TensorBoard shows no caption."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._write("add_image", name, pixels, step, dataformats="HWC")
+
+    def _write(self, method: str, *values: Any, **options: Any) -> None:
+        try:
+            getattr(self._writer, method)(*values, **options)
+        except OSError as error:
+            raise WriteError(self._folder, error) from error
+
+    def close(self, failed: bool) -> None:
+        """See `Tracker`."""
+        threading.excepthook = self._thread_hook
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise WriteError(self._folder, error) from error
+
+
+class Wandb:
+    """A run of Weights & Biases, online or, with WANDB_MODE=offline, in `folder/wandb/`.
+
+    It keeps its id over resumes. Where it knows later steps already, a resumed run shows them not
+    again: a resume gives the same numbers.
+    """
+
+    def __init__(self, folder: Path, staging: Path, steps_done: int, project: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise UsageError(f"{_NO_WANDB} ({error})") from error
+
+        self._wandb: Any = wandb
+        quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                name=folder.name,
+                id=_wandb_id(folder / _WANDB_ID, staging, steps_done),
+                resume="allow",
+                dir=str(folder),
+                settings=wandb.Settings(**quiet),
+            )
+        except (wandb.Error, OSError) as error:
+            raise PipeError(
+                f"wandb did not start: {error}. Log in by `wandb login`, set WANDB_MODE=offline, "
+                'or set report_to = "tensorboard".'
+            ) from error
+
+    def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """See `Tracker`: as the run's config, where a resumed run's takes the old one's place."""
+        entries = {"configuration": dict(configuration), "data": dict(data)}
+        self._run.config.update(entries, allow_val_change=True)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self._log(step, dict(values))
+
+    def picture(self, step: int, name: str, path: Path, caption: str) -> None:
+        """See `Tracker`."""
+        self._log(step, {name: self._wandb.Image(str(path), caption=caption)})
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        if values and step >= self._run.step:  # what lies before can be added to no more
+            self._run.log(values, step=step)
+
+    def close(self, failed: bool) -> None:
+        """See `Tracker`."""
+        with suppress(self._wandb.Error):  # what could not be sent lies in its folder
+            self._run.finish(exit_code=int(failed))
+
+
+def _wandb_id(path: Path, staging: Path, steps_done: int) -> str:
+    """The id of the run, which is written to `path` when the run begins."""
+    if steps_done:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(path.read_text("utf-8"))["id"])
+    fresh = new_id()
+    with publishing(staging, path) as unfinished:
+        unfinished.write_text(json.dumps({"id": fresh}) + "\n", "utf-8")
+    return fresh

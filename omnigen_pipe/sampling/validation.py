@@ -1,0 +1,88 @@
+"""Validation pictures as they are wanted: which prompts and sizes, when, and in which files.
+
+    runs/<name>/validation/step-000200/<nickname>-1024x1024.png
+                                       <nickname>-1024x1024-ema.png
+
+Which files a run lacks is known without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.errors import UsageError
+from omnigen_pipe.config import Config
+from omnigen_pipe.prompts.library import validation_prompts
+from omnigen_pipe.sampling.requests import (
+    Request,
+    Settings,
+    at_strengths,
+    requests_of,
+    validation_settings,
+)
+from omnigen_pipe.workspace import Workspace
+
+FOLDER_NAME = "validation"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture of every validation, by the adapter or, with `average`, by its average."""
+
+    request: Request
+    settings: Settings
+    average: bool
+
+    @property
+    def name(self) -> str:
+        """The nickname, made fit for a file, and the size."""
+        return f"{self.request.name}-{self.settings.size}"
+
+    def file(self, folder: Path, step: int) -> Path:
+        """Its file after `step`, in the run's `folder`."""
+        end = "-ema" if self.average else ""
+        return folder / FOLDER_NAME / f"step-{step:06d}" / f"{self.name}{end}.png"
+
+
+def is_due(step: int, total_steps: int, config: Config) -> bool:
+    """Whether there is a validation after `step` of a run of `total_steps`."""
+    interval = config.validation.validation_step_interval
+    return interval > 0 and (step % interval == 0 or step == total_steps)
+
+
+def wanted(workspace: Workspace, own: Settings) -> list[Wanted]:
+    """The pictures of a validation, the average's last; `own` are the model's settings.
+
+    Raises `UsageError` where there is no prompt, or one cannot be drawn.
+    """
+    config = workspace.config
+    prompts = validation_prompts(workspace)
+    if not prompts:
+        raise UsageError(
+            "validation_step_interval is set, and there is nothing to draw: set validation_prompt "
+            "or user_prompt_library, or validation_step_interval = 0."
+        )
+    requests = requests_of([], prompts, config.validation.validation_seed, 1)
+    return [
+        Wanted(request, settings, average)
+        for average in ((False, True) if config.train.use_ema else (False,))
+        for request in at_strengths(requests, [1.0])
+        for settings in validation_settings(own, config)
+    ]
+
+
+def of_step(pictures: Sequence[Wanted], step: int) -> list[Wanted]:
+    """Those of `pictures` that are drawn after `step`: before the first step the average is the
+    adapter itself."""
+    return [picture for picture in pictures if step > 0 or not picture.average]
+
+
+def is_lacking(workspace: Workspace, own: Settings, folder: Path, step: int, total: int) -> bool:
+    """Whether a validation is due after `step` of `total`, and not all of its files are in the
+    run's `folder`."""
+    if not is_due(step, total, workspace.config):
+        return False
+    pictures = of_step(wanted(workspace, own), step)
+    return not all(picture.file(folder, step).is_file() for picture in pictures)

@@ -1,0 +1,304 @@
+"""Validation pictures: what the adapter draws as it is now, of the same prompts and seeds always.
+
+They are the pictures that `omnigen-pipe generate` draws with the checkpoint of that step, and
+training goes on as if none had been drawn. Each is published when it is drawn; one that says it
+was made of these weights in this way is not drawn again. A picture that fails is reported.
+
+Several processes share the pictures, and the first one decodes and writes them. Those that share
+a sharded base model run it together, on the same picture.
+
+Given up: drawing several pictures in one batch, whose last bits would depend on their neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.errors import PipeError
+from manifests.publish import publishing
+from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.device import free_memory
+from omnigen_pipe.model import lokr
+from omnigen_pipe.model.provenance import Provenance, provenance_of
+from omnigen_pipe.model.transformer import check_fits
+from omnigen_pipe.progress import Advance, Progress
+from omnigen_pipe.runs.checkpoints import ADAPTER_NAME, EMA_NAME
+from omnigen_pipe.runs.metrics import MetricsWriter
+from omnigen_pipe.sampling import validation
+from omnigen_pipe.sampling.files import save_picture, says
+from omnigen_pipe.sampling.metadata import picture_metadata
+from omnigen_pipe.sampling.pipeline import (
+    build_pipeline,
+    decoded,
+    draw_latents,
+    largest_token,
+    load_scheduler,
+    set_strength,
+)
+from omnigen_pipe.sampling.source import Source
+from omnigen_pipe.sampling.validation import Wanted
+from omnigen_pipe.stop import Stopped, StopRequest
+from omnigen_pipe.summary import Summary
+from omnigen_pipe.training.adapted import Adapted
+from omnigen_pipe.training.processes import Processes
+from omnigen_pipe.training.state import adapter_said, weights_in_use
+from omnigen_pipe.training.trainee import Trainee
+from omnigen_pipe.workspace import Workspace
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What one process made of its picture: a latent `[4, H/8, W/8]` on the CPU, or why there is
+    none; and the signal that has asked it to stop, if any has."""
+
+    latent: torch.Tensor | None = None
+    failure: str | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What pictures say of what drew them; see `sampling.metadata`."""
+
+    source: Source
+    base_precision: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Painter:
+    """What draws the pictures of a training: its own transformer, and the VAE.
+
+    The VAE is in main memory, and on the device only while it decodes; processes that decode
+    nothing have none.
+    """
+
+    source: Source
+    pictures: list[Wanted]
+    pipe: Any
+
+
+def load_painter(workspace: Workspace, trainee: Trainee, processes: Processes) -> Painter:
+    """The painter of `trainee`; raises `UsageError` where a part of the model cannot be used, or
+    a picture cannot be drawn by it."""
+    source = Source.of(workspace).pinned()
+    pictures = validation.wanted(workspace, source.settings())
+    tokenizer = source.tokenizer()
+    prompts = [picture.request.prompt for picture in pictures]
+    token = largest_token(tokenizer, [*prompts, pictures[0].settings.negative_prompt])
+    sizes = [picture.settings.size for picture in pictures]
+    check_fits(trainee.transformer.config, sizes, token, "Lower validation_resolution.")
+    scheduler = load_scheduler(source.part("scheduler"))
+    vae = source.decoder(_CPU) if processes.is_first else None
+    pipe = build_pipeline(trainee.transformer, vae, scheduler, tokenizer, trainee.network)
+    return Painter(source, pictures, pipe)
+
+
+@dataclass
+class Validator:
+    """Draws the validation pictures of a run in `folder`, which goes on after step `start`."""
+
+    workspace: Workspace
+    folder: Path
+    start: int
+    trainee: Trainee
+    painter: Painter
+    lokr: LokrConfig
+    #: What an adapter's file says of what it was trained on.
+    origin: dict[str, str]
+    processes: Processes
+    stop: StopRequest
+    progress: Progress
+    summary: Summary
+    #: Where pictures are shown; in the first process only.
+    metrics: MetricsWriter | None
+    _texts: dict[Wanted, dict[str, str]] = field(default_factory=dict)
+
+    def draw(self, step: int, advance: Advance) -> int | None:
+        """Draw what is lacking of the pictures after `step`; `advance` is told how it goes.
+
+        Returns the signal that ended it early, the same in every process; None where none did.
+        """
+        began = time.monotonic()
+        counts = {"drawn": 0, "failed": 0}
+        asked = None
+        with in_use(self.trainee):
+            pictures = validation.of_step(self.painter.pictures, step)
+            for average in dict.fromkeys(picture.average for picture in pictures):
+                of_kind = [picture for picture in pictures if picture.average == average]
+                with weights_in_use(self.trainee, average):
+                    lacking = self.processes.on_first(
+                        lambda kind=of_kind: self._lacking(step, kind)  # type: ignore[misc]
+                    )
+                    if lacking and not counts["drawn"] + counts["failed"]:
+                        self.progress.note(f"Drawing validation pictures {_when(step)}.")
+                    asked = self._draw(step, lacking, counts, advance)
+                if asked is not None:
+                    break
+        free_memory()
+        self._report(step, counts, asked, time.monotonic() - began)
+        return asked
+
+    def _lacking(self, step: int, pictures: list[Wanted]) -> list[Wanted]:
+        """Those of `pictures` that are not there yet; the others are shown to trackers, where
+        these have forgotten the steps after the last checkpoint."""
+        average = pictures[0].average
+        said = adapter_said(self.trainee, step, **self.origin)
+        file = lokr.adapter_file(lokr.weights(self.trainee.network), self.lokr, **said)
+        name = EMA_NAME if average else ADAPTER_NAME
+        precision = self.workspace.config.train.base_model_precision
+        made = _Made(self.painter.source, precision, provenance_of(name, file, said))
+        dtype = str(self.trainee.dtype).removeprefix("torch.")
+        lacking = []
+        for one in pictures:
+            self._texts[one] = picture_metadata(made, dtype, one.settings, one.request)
+            if not says(one.file(self.folder, step), self._texts[one]):
+                lacking.append(one)
+            elif step > self.start or self.start == 0:
+                self._show(step, one)
+        return lacking
+
+    def _draw(
+        self, step: int, lacking: list[Wanted], counts: dict[str, int], advance: Advance
+    ) -> int | None:
+        """Draw `lacking` in turns, a picture for each process; see `draw`."""
+        together = self.trainee.sharded
+        size = 1 if together else self.processes.size
+        for first in range(0, len(lacking), size):
+            place = first if together else first + self.processes.rank
+
+            def tell(done: int, total: int, number: int = place + 1) -> None:
+                advance(0, f"drawing {number} of {len(lacking)}, step {done} of {total}")
+
+            mine = lacking[place] if place < len(lacking) else None
+            found: list[_Drawn] = self.processes.gathered(self._latent(mine, tell))
+            if self.processes.is_first:
+                for picture, one in zip(lacking[first : first + size], found, strict=False):
+                    self._finish(step, picture, one, counts)
+            signals = [one.signal for one in found if one.signal is not None]
+            if signals:
+                return signals[0]
+        return None
+
+    def _latent(self, picture: Wanted | None, tell: Callable[[int, int], object]) -> _Drawn:
+        """What this process draws in its turn; nothing where there is no `picture` for it."""
+        if picture is None:
+            return _Drawn(signal=self.stop.signal)
+        settings, done = picture.settings, 0
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            tell(done, settings.num_inference_steps)
+            if not self.trainee.sharded:  # else the others would wait in the middle of the model
+                self.stop.obey()
+
+        pipe = self.painter.pipe
+        set_strength(pipe, 1.0)
+        try:
+            (latent,) = draw_latents(
+                pipe, [picture.request], settings, self.trainee.autocast(), on_step
+            )
+            return _Drawn(latent.to(_CPU), signal=self.stop.signal)
+        except Stopped as stopped:
+            return _Drawn(signal=stopped.signal)
+        except torch.OutOfMemoryError as error:
+            failure = _too_large(self.trainee.device, picture)
+            if self.trainee.sharded:
+                raise PipeError(failure) from error
+            return _Drawn(failure=failure, signal=self.stop.signal)
+
+    def _finish(self, step: int, picture: Wanted, drawn: _Drawn, counts: dict[str, int]) -> None:
+        """Decode, publish and show a picture, or say why there is none."""
+        if drawn.latent is None and drawn.failure is None:
+            return  # a signal came first
+        failure = drawn.failure
+        if drawn.latent is not None:
+            try:
+                failure = self._publish(step, picture, drawn.latent)
+            except PipeError as error:
+                failure = str(error)
+        counts["drawn" if failure is None else "failed"] += 1
+        if failure is not None:
+            kind = " of the average" if picture.average else ""
+            self.summary.say(
+                self.progress,
+                f"The validation picture {picture.name}{kind} {_when(step)} could not be made, and "
+                f"training goes on: {failure}",
+            )
+
+    def _publish(self, step: int, picture: Wanted, latent: torch.Tensor) -> str | None:
+        """Decode `latent`, publish the picture and show it; returns why that failed, if it did."""
+        vae = self.painter.pipe.vae
+        try:
+            vae.to(self.trainee.device)
+            found = decoded(vae, latent.to(self.trainee.device), self._say)
+        except torch.OutOfMemoryError:
+            return _too_large(self.trainee.device, picture)
+        finally:
+            vae.to(_CPU)
+        if found is None:
+            return (
+                "the model's numbers overflowed. A wider mixed_precision, no base_model_precision "
+                "or a lower learning_rate may mend that."
+            )
+        with publishing(self.workspace.staging, picture.file(self.folder, step)) as unfinished:
+            save_picture(found, unfinished, "PNG", self._texts[picture])
+        self._show(step, picture)
+        return None
+
+    def _show(self, step: int, picture: Wanted) -> None:
+        if self.metrics is not None:
+            room = "validation_ema" if picture.average else "validation"
+            path = picture.file(self.folder, step)
+            self.metrics.show_picture(step, f"{room}/{picture.name}", path, picture.request.prompt)
+
+    def _say(self, sentence: str) -> None:
+        self.summary.say(self.progress, sentence)
+
+    def _report(self, step: int, counts: dict[str, int], asked: int | None, seconds: float) -> None:
+        folder = self.painter.pictures[0].file(self.folder, step).parent
+        self.summary.details["validation"] = {"step": step, **counts, "folder": str(folder)}
+        if counts["drawn"]:
+            left = ", and the rest when the run goes on" if asked is not None else ""
+            self.progress.note(
+                f"Drew {counts['drawn']} validation pictures {_when(step)} in {seconds:.0f} s"
+                f"{left}: {folder}"
+            )
+
+
+@contextmanager
+def in_use(model: Adapted) -> Iterator[None]:
+    """Within it `model` is used, not trained; after it every module's mode and the adapter's
+    strength are what they were."""
+    modules = [*model.transformer.modules(), *model.network.modules()]
+    modes = [module.training for module in modules]
+    strength = model.network.multiplier
+    model.transformer.eval()
+    model.network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        model.network.set_multiplier(strength)
+
+
+def _when(step: int) -> str:
+    return f"after step {step}" if step else "before the first step"
+
+
+def _too_large(device: torch.device, picture: Wanted) -> str:
+    return (
+        f"{device} ran out of memory at {picture.settings.size}. Lower validation_resolution, or "
+        "set vae_enable_tiling where decoding is what fails."
+    )
