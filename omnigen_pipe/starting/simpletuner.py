@@ -84,6 +84,7 @@ _TABLES: dict[str, type[BaseModel]] = {
 #: Other spellings there of keys that exist here.
 _SPELLINGS = {
     "checkpointing_steps": "checkpoint_step_interval",
+    "validation_steps": "validation_step_interval",
     "is_regularization_data": "is_regularisation_data",
     "disable": "disabled",
 }
@@ -206,7 +207,7 @@ _NOT_NEEDED = {
     "ignore_missing_files": "latents that are missing are named before training",
     "delete_problematic_images": "nothing of yours is ever deleted; they are listed",
     "delete_unwanted_images": "nothing of yours is ever deleted; they are listed",
-    "disable_benchmark": "no pictures of the base model are made before training",
+    "disable_benchmark": "the pictures before the first step are the base model's",
     "write_batch_size": "shards close by size and time",
     "image_processing_batch_size": "headers are read first; decoding has its own threads",
     "dataloader_prefetch": "batches are read from memory-mapped shards",
@@ -235,8 +236,8 @@ _WITHOUT_EFFECT = {
 
 #: What cannot be done here yet, by the whole key or, with `*`, by its beginning.
 _NOT_SUPPORTED = {
-    "validation_*": "pictures are not made during training yet",
-    "num_validation_images": "pictures are not made during training yet",
+    "validation_*": "no such choice of validation pictures here",
+    "num_validation_images": "each validation prompt is drawn once at each size",
     "eval_*": "evaluation is on every dataset with dataset_type eval, at fixed times",
     "evaluation_type": "CLIP scores are not there yet",
     "base_model_default_dtype": "see mixed_precision",
@@ -248,7 +249,6 @@ _NOT_SUPPORTED = {
     "push_to_hub_background": "checkpoints are always pushed beside the training here",
     "publishing_config": "only the hub is published to here",
     "model_card_safe_for_work": "write what others should know into model_card_note",
-    "tracker_project_name": "TensorBoard knows no projects",
     "scheduled_sampling_*": "rollout here takes plain Euler steps from a drawn time",
     "vae_cache_disable": "latents always go through shards here",
     "max_upscale_threshold": "`upscale` enlarges all small images or none",
@@ -330,6 +330,13 @@ def convert(
 
 def _settle(conversion: Conversion) -> None:
     """Leave out options that exclude each other here, and say so in their entries."""
+    validation = conversion.values.get("validation", {})
+    if validation.get("validation_step_interval") and not (
+        validation.get("validation_prompt") or validation.get("user_prompt_library")
+    ):
+        note = "there is no validation_prompt"
+        names = ("validation_step_interval",)
+        _leave_out(conversion, names, "without effect there", note, "validation")
     train = conversion.values.get("train", {})
     rollout = ("scheduled_sampling_max_step_offset", "scheduled_sampling_probability")
     if 0 < sum(bool(train.get(name)) for name in rollout) < len(rollout):
@@ -527,6 +534,9 @@ def _respelled(name: str, value: Any) -> Any:
     """A value that has another name here."""
     if name == "caption_strategy" and value == "instance_prompt":
         return "instanceprompt"
+    if name == "report_to":
+        named = {part.strip().lower() for part in str(value).split(",")}
+        return "all" if named == {"tensorboard", "wandb"} else value
     if name == "optimizer":
         return _OPTIMIZERS.get(str(value), value)
     if name == "dynamo_backend":

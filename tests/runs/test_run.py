@@ -69,6 +69,7 @@ FREE: dict[str, tuple[Any, bool]] = {
     "checkpoints_total_limit": (2, True),
     "resume_from_checkpoint": ("step-00000001", False),
     "report_to": ("none", False),
+    "tracker_project_name": ("other", False),
     "lycoris_config": ("elsewhere.json", False),  # what it says is compared
 }
 
