@@ -275,7 +275,7 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
         ("report_to", "tensorboard,wandb", "taken over", "all here"),
         ("report_to", "comet_ml", "not supported", "'tensorboard' holds"),
         ("tracker_project_name", "omni", "taken over", ""),
-        ("validation_steps", 100, "taken over", ""),
+        ("validation_steps", 100, "without effect there", "no validation_prompt"),
         ("validation_resolution", 512, "taken over", ""),
         ("base_model_precision", "int8-quanto", "taken over", "linear layers"),
         ("base_model_precision", "fp8wo-torchao", "taken over", "linear layers"),
