@@ -488,6 +488,17 @@ def _checked_factor(value: int) -> int:
 _Factor = Annotated[int, AfterValidator(_checked_factor)]
 
 
+def _checked_pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from error
+    return value
+
+
+_Pattern = Annotated[str, AfterValidator(_checked_pattern)]
+
+
 class LokrModuleConfig(_Table):
     """Options for the modules of one class."""
 
@@ -512,6 +523,12 @@ class LokrPresetConfig(_Table):
             "FeedForward": LokrModuleConfig(factor=8),
         },
         description="Options per class, such as `FeedForward = { factor = 8 }`.",
+    )
+    exclude_name: tuple[_Pattern, ...] = Field(
+        (),
+        strict=False,
+        description="Regular expressions: a module is left as it is where one matches its whole "
+        "name, or that of a module around it. `layers\\.[0-9]` are the first ten blocks.",
     )
 
 

@@ -79,8 +79,13 @@ def activation_bytes(
 
     `dtype`: of base weights and autocast; `bucket`: width and height in pixels;
     `prompt_tokens`: of every row. Traced at two depths and extended to all blocks, unless there
-    are no more than these.
+    are no more than these; then as if `exclude_name` left nothing out, for the blocks that it names
+    are not among them: somewhat more than is needed.
     """
+    depth = blocks(shapes)
+    if depth > DEEP:
+        preset = lokr.apply_preset.model_copy(update={"exclude_name": ()})
+        lokr = lokr.model_copy(update={"apply_preset": preset})
 
     def at(depth: int) -> int:
         transformer, network = adapted(shapes, depth, lokr, dtype)
@@ -91,7 +96,6 @@ def activation_bytes(
             materialise(network)
             return step_bytes(transformer, network, dtype, bucket, batch, prompt_tokens)
 
-    depth = blocks(shapes)
     if depth <= DEEP:
         return at(depth)
     shallow, deep = at(SHALLOW), at(DEEP)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -23,7 +24,7 @@ from torch import nn
 
 from manifests.errors import PipeError, UsageError
 from manifests.parquet import tool_version
-from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.config import LokrConfig, LokrPresetConfig
 from omnigen_pipe.model.kronecker import kronecker_linear
 from omnigen_pipe.model.provenance import read_metadata
 from omnigen_pipe.quiet import quiet_imports
@@ -81,7 +82,13 @@ def attach(transformer: nn.Module, config: LokrConfig, seed: int) -> Any:
             "name_algo_map": {},
             "lora_prefix": PREFIX,
             "use_fnmatch": False,
-            "exclude_name": [],
+            # Each by its own whole name: LyCORIS matches beginnings, so that `layers.1` would leave
+            # out `layers.10`, too.
+            "exclude_name": [
+                f"{re.escape(name)}$"
+                for name in _targeted(transformer, preset)
+                if _is_excluded(name, preset.exclude_name)
+            ],
         }
     )
     with torch.random.fork_rng(devices=[]):
@@ -118,7 +125,8 @@ def _adapted_forward(lora: Any, x: torch.Tensor, strength: float) -> torch.Tenso
 
 
 def check_targets(transformer: nn.Module, config: LokrConfig) -> None:
-    """Raise `UsageError` for a target, or a key of the algo map, that matches nothing."""
+    """Raise `UsageError` for a target, a key of the algo map, or a pattern of `exclude_name` that
+    matches nothing, and for patterns that leave nothing of a target."""
     preset = config.apply_preset
     for key, names in (
         ("target_module", preset.target_module),
@@ -130,6 +138,20 @@ def check_targets(transformer: nn.Module, config: LokrConfig) -> None:
                     f"LoKr target `{name}` matches nothing in {type(transformer).__name__} "
                     f"({key}). Classes with linear layers: {', '.join(_adaptable(transformer))}."
                 )
+    for target in preset.target_module:
+        linears = _linears(transformer, _class_of(target))
+        if all(_is_excluded(name, preset.exclude_name) for name in linears):
+            raise UsageError(
+                f"exclude_name leaves nothing of the LoKr target `{target}`. Take it out of "
+                "target_module if that is meant."
+            )
+    targeted = _targeted(transformer, preset)
+    for pattern in preset.exclude_name:
+        if not any(_is_excluded(name, [pattern]) for name in targeted):
+            raise UsageError(
+                f"exclude_name `{pattern}` matches none of the {len(targeted)} linear layers of "
+                f"the LoKr targets, such as {targeted[0]}."
+            )
 
 
 def _class_of(target: str) -> str:
@@ -147,15 +169,28 @@ def _module_options(options: Any) -> dict[str, Any]:
 
 
 def _linears(transformer: nn.Module, class_name: str) -> list[str]:
-    """Names of the linear layers inside modules of the class, as LyCORIS spells them."""
+    """Names of the linear layers inside modules of the class."""
     names = []
     for outer, module in transformer.named_modules():
         if type(module).__name__ == class_name:
             for inner, child in module.named_modules():
                 if isinstance(child, nn.Linear):
-                    full = ".".join(part for part in (outer, inner) if part)
-                    names.append(f"{PREFIX}_{full}".replace(".", "_"))
+                    names.append(".".join(part for part in (outer, inner) if part))
     return names
+
+
+def _targeted(transformer: nn.Module, preset: LokrPresetConfig) -> list[str]:
+    """Names of the linear layers inside any target."""
+    classes = dict.fromkeys(_class_of(target) for target in preset.target_module)
+    names = (name for class_name in classes for name in _linears(transformer, class_name))
+    return list(dict.fromkeys(names))
+
+
+def _is_excluded(name: str, patterns: Collection[str]) -> bool:
+    """Whether one of `patterns` matches the whole of `name`, or of a module's around it."""
+    parts = name.split(".")
+    around = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    return any(re.fullmatch(pattern, module) for pattern in patterns for module in around)
 
 
 def _adaptable(transformer: nn.Module) -> list[str]:
@@ -177,7 +212,8 @@ def count_targets(transformer: nn.Module, network: Any, config: LokrConfig) -> l
     by_name = {lora.lora_name: lora for lora in network.loras}
     counts = []
     for target in config.apply_preset.target_module:
-        names = _linears(transformer, _class_of(target))
+        linears = _linears(transformer, _class_of(target))
+        names = [f"{PREFIX}_{name}".replace(".", "_") for name in linears]
         loras = [by_name.pop(name) for name in names if name in by_name]
         counts.append(
             TargetCount(

@@ -181,6 +181,81 @@ def test_a_key_of_the_algo_map_that_is_no_class_is_a_usage_error(small_omnigen: 
         lokr.attach(_transformer(small_omnigen), config, seed=0)
 
 
+def _excluding(*patterns: str) -> LokrConfig:
+    return LokrConfig.model_validate({"apply_preset": {"exclude_name": patterns}})
+
+
+def _depth(blocks: int) -> Any:
+    from diffusers import OmniGenTransformer2DModel
+
+    rope = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+    with torch.device("meta"):
+        return OmniGenTransformer2DModel(rope_scaling=rope, pos_embed_max_size=2, num_layers=blocks)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        ([r"layers\.1"], [n for n in range(12) if n != 1]),  # not 10 and 11
+        ([r"layers\.[0-9]"], [10, 11]),
+        ([r"layers\.0", r"layers\.1[01]"], list(range(1, 10))),
+    ],
+)
+def test_excluded_blocks_stay_as_they_are_and_no_other(
+    patterns: list[str], kept: list[int]
+) -> None:
+    with torch.device("meta"):
+        network = lokr.attach(_depth(12), _excluding(*patterns), seed=0)
+    blocks = {int(lora.lora_name.split("_layers_")[1].split("_")[0]) for lora in network.loras}
+    assert sorted(blocks) == kept
+    assert len(network.loras) == 6 * len(kept)
+
+
+def test_one_layer_of_every_block_can_be_excluded() -> None:
+    transformer, config = _depth(2), _excluding(r".*\.down_proj")
+    with torch.device("meta"):
+        network = lokr.attach(transformer, config, seed=0)
+    assert [c.modules for c in lokr.count_targets(transformer, network, config)] == [8, 2]
+    assert not any("down_proj" in lora.lora_name for lora in network.loras)
+
+
+def test_an_adapter_with_excluded_blocks_is_attached_again_as_it_was(
+    small_omnigen: Path, tmp_path: Path
+) -> None:
+    config = _excluding(r"layers\.0")
+    network = lokr.attach(transformer := _transformer(small_omnigen), config, seed=0)
+    _randomise(network)
+    lokr.save_adapter(lokr.weights(network), tmp_path / "adapter.safetensors", config)
+    again = _transformer(small_omnigen)
+    lokr.attach_file(again, tmp_path / "adapter.safetensors")
+    x_t, t, prompts = _inputs()
+    with torch.no_grad():
+        drawn = predict_velocity(transformer, x_t, t, prompts)
+        assert torch.equal(drawn, predict_velocity(again, x_t, t, prompts))
+        assert not torch.equal(
+            drawn, predict_velocity(_transformer(small_omnigen), x_t, t, prompts)
+        )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        ([r"layers\.7"], r"exclude_name `layers\\.7` matches none of the 12 linear layers"),
+        ([r".*\.mlp"], r"leaves nothing of the LoKr target `FeedForward`"),
+    ],
+)
+def test_an_exclusion_of_nothing_or_of_all_is_a_usage_error(
+    patterns: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        lokr.check_targets(_depth(2), _excluding(*patterns))
+
+
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="is no regular expression"):
+        _excluding("layers.[")
+
+
 def test_modules_of_nested_or_repeated_targets_count_once(small_omnigen: Path) -> None:
     names = ["FeedForward", "OmniGenFeedForward", "OmniGenBlock"]
     config = LokrConfig.model_validate({"apply_preset": {"target_module": names}})
