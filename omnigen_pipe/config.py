@@ -907,8 +907,7 @@ class WebhookConfig(_Table):
     events: tuple[EventName, ...] = Field(
         ("start", "evaluation", "checkpoint", "validation", "end", "error"),
         strict=False,
-        description="What it is told: start, step, evaluation, checkpoint, validation, preview, "
-        "end, error.",
+        description="What it is told: start, step, evaluation, checkpoint, validation, end, error.",
     )
     step_interval: int = Field(100, ge=1, description="Of `step`, only every so many.")
 

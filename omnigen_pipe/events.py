@@ -17,7 +17,6 @@ EventName = Literal[
     "evaluation",
     "checkpoint",
     "validation",
-    "preview",
     "end",
     "error",
 ]

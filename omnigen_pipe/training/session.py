@@ -300,6 +300,7 @@ class Session:
             self.progress,
             summary,
             course.metrics,
+            self.events,
         )
 
     @property

@@ -25,6 +25,7 @@ from manifests.errors import PipeError
 from manifests.publish import publishing
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import free_memory
+from omnigen_pipe.events import EventFile, Events
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.provenance import Provenance, provenance_of
 from omnigen_pipe.model.transformer import check_fits
@@ -121,7 +122,11 @@ class Validator:
     summary: Summary
     #: Where pictures are shown; in the first process only.
     metrics: MetricsWriter | None
+    #: Is told of pictures that were drawn; of the first process only.
+    events: Events
     _texts: dict[Wanted, dict[str, str]] = field(default_factory=dict)
+    #: Those that were published of the step that is being drawn.
+    _published: list[Path] = field(default_factory=list)
 
     def draw(self, step: int, advance: Advance) -> int | None:
         """Draw what is lacking of the pictures after `step`; `advance` is told how it goes.
@@ -130,6 +135,7 @@ class Validator:
         """
         began = time.monotonic()
         counts = {"drawn": 0, "failed": 0}
+        self._published.clear()
         asked = None
         with in_use(self.trainee):
             pictures = validation.of_step(self.painter.pictures, step)
@@ -253,6 +259,7 @@ class Validator:
             )
         with publishing(self.workspace.staging, picture.file(self.folder, step)) as unfinished:
             save_picture(found, unfinished, "PNG", self._texts[picture])
+        self._published.append(picture.file(self.folder, step))
         self._show(step, picture)
         return None
 
@@ -268,6 +275,9 @@ class Validator:
     def _report(self, step: int, counts: dict[str, int], asked: int | None, seconds: float) -> None:
         folder = self.painter.pictures[0].file(self.folder, step).parent
         self.summary.details["validation"] = {"step": step, **counts, "folder": str(folder)}
+        if self._published or counts["failed"]:
+            files = [EventFile(path.name, path.read_bytes()) for path in self._published]
+            self.events.send("validation", *files, step=step, **counts)
         if counts["drawn"]:
             left = ", and the rest when the run goes on" if asked is not None else ""
             self.progress.note(

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
         close_session()
 
 
+def event_of(media_type: str, body: bytes) -> dict[str, Any]:
+    """What was posted; the files of a multipart one by their names, as `files`."""
+    if media_type == "application/json":
+        return dict(json.loads(body))
+    whole = message_from_bytes(f"Content-Type: {media_type}\r\n\r\n".encode() + body)
+    said, *files = [part for part in whole.walk() if not part.is_multipart()]
+    content = {file.get_filename(): file.get_payload(decode=True) for file in files}
+    return {**json.loads(str(said.get_payload())), "files": content}
+
+
 @contextmanager
 def listener(status: int = 204) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The secret address of a webhook that answers `status`, and the events that it was sent."""
@@ -50,7 +61,8 @@ def listener(status: int = 204) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.append(event_of(self.headers["Content-Type"], body))
             self.send_response(status)
             self.end_headers()
 
@@ -206,6 +218,32 @@ step_interval = 2
         assert "[[webhook]]" in copy.read_text()
         assert SECRET.encode() not in everything(here.root / "runs")
         assert SECRET not in done.stdout + done.stderr
+
+
+def test_webhooks_get_the_validation_pictures_as_files(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    with listener() as (address, got):
+        extra = f"""
+[validation]
+validation_prompt = "a zxq cat"
+validation_step_interval = 2
+validation_num_inference_steps = 1
+validation_resolution = "32x32"
+
+[[webhook]]
+url = "{address}"
+events = ["validation"]
+"""
+        here = prepared(project, tmp_path, extra)
+        here.run("train")
+        assert [(event["event"], event["step"], event["drawn"]) for event in got] == [
+            ("validation", 0, 1),
+            ("validation", 2, 1),
+        ]
+        for event in got:
+            folder = here.root / "runs/default/validation" / f"step-{event['step']:06}"
+            assert event["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_an_error_is_told_and_ends_as_ever(
