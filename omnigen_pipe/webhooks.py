@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +44,8 @@ PATIENCE = 20.0
 #: Discord refuses longer messages, and more files.
 _DISCORD_LENGTH = 2000
 _DISCORD_FILES = 10
+#: What a server says of a body that is larger than it takes.
+_TOO_LARGE = "HTTP 413"
 #: Fields of a message for people, in this order, and how each is said.
 _SAID = {
     "total_steps": "of {}",
@@ -254,7 +256,7 @@ class Webhook:
         size = sum(len(file.content) for file in event.files)
         with self._lock:
             self._taken += 1
-            if self._bytes and self._bytes + size > QUEUE_BYTES:
+            if size and self._bytes and self._bytes + size > QUEUE_BYTES:
                 self._lost["too many waited"] += 1
                 return
             try:
@@ -288,6 +290,9 @@ class Webhook:
         while (item := self._waiting.get()) is not None:
             event, at = item
             why = self._deliver(message(event, self._config.form, self._run, at))
+            if why == _TOO_LARGE and event.files:  # better the words alone than nothing
+                bare = replace(event, files=())
+                why = self._deliver(message(bare, self._config.form, self._run, at))
             with self._lock:
                 self._bytes -= sum(len(file.content) for file in event.files)
                 if self._given_up.is_set():

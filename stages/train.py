@@ -59,10 +59,12 @@ def run(
     hooks = webhooks.opened(config.webhook, name) if processes.is_first else []
     events.listeners += [hook.tell for hook in hooks]
     try:
-        _train(workspace, progress, this, lokr, processes, device, allow_missing, summary, events)
+        begun = _train(
+            workspace, progress, this, lokr, processes, device, allow_missing, summary, events
+        )
         if processes.is_first and summary.signal is None and config.hub.push_to_hub:
             _push(workspace, progress, this, lokr, summary, events)
-        if summary.changed:
+        if begun or summary.changed:
             events.send(
                 "end",
                 step=summary.counts["steps"],
@@ -91,8 +93,9 @@ def _train(
     allow_missing: bool,
     summary: Summary,
     events: Events,
-) -> None:
-    """Train to the end or a signal, where the run is not complete, and fill in `summary`."""
+) -> bool:
+    """Train to the end or a signal, where the run is not complete, and fill in `summary`; whether
+    there was anything to do."""
     config = workspace.config.train
     device = device_name(processes, device)
     with connected(processes, device), ExitStack() as stack:
@@ -114,9 +117,10 @@ def _train(
             from omnigen_pipe.training.session import Session
 
             pushers: list[CheckpointPusher] = []
-            processes.on_first(
-                lambda: pushers.extend(_checkpoint_pushers(workspace, this, lokr, total))
-            )
+            if checkpoint is None or checkpoint.position.step < total:
+                processes.on_first(
+                    lambda: pushers.extend(_checkpoint_pushers(workspace, this, lokr, total))
+                )
             events.listeners += [pusher.tell for pusher in pushers]
             session = Session(
                 workspace,
@@ -138,10 +142,11 @@ def _train(
             session.train(device, checkpoint, summary)
             for pusher in pushers:
                 summary.notes += pusher.close(wait=summary.signal is None)
-            return
+            return True
     summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step, "steps now": 0}
     summary.details["adapter"] = str(checkpoint.adapter)
     summary.notes.append(f"The run `{this.name}` is complete. Adapter: {checkpoint.adapter}")
+    return False
 
 
 def _checkpoint_pushers(

@@ -193,8 +193,10 @@ def test_files_that_wait_are_bounded_by_their_size(
     assert server.hanging.wait(30)
     one.tell(Event("validation", {}, (EventFile("a.png", b"x"),)))
     one.tell(Event("end", {}))
-    said = one.close(patience=0)
+    server.released.set()
+    said = one.close()
     assert said is not None
+    assert said.startswith("1 of 3 events")  # what carries no file is never dropped for its size
     assert "too many waited" in said
 
 
@@ -233,6 +235,14 @@ def test_an_event_with_pictures(server: Server) -> None:
     assert json.loads(found[0].get_payload(decode=True))["step"] == 5  # type: ignore[arg-type]
     assert found[1].get_payload(decode=True) == pictures[0].content
     assert found[1].get_content_type() == "image/png"
+
+
+def test_files_that_are_too_large_for_the_server_are_left_out(server: Server) -> None:
+    server.answers = [(413, {})]
+    one = hook(server)
+    one.tell(Event("validation", {"step": 5}, (EventFile("a.png", b"x"),)))
+    assert one.close() is None
+    assert json.loads(server.got[-1][1])["step"] == 5
 
 
 def test_discord(server: Server) -> None:

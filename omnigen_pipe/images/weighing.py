@@ -139,13 +139,15 @@ def weigh(items: Iterable[MaskItem]) -> Generator[tuple[MaskItem, Weighed], None
 def known_verdicts(workspace: Workspace) -> dict[str, str | None]:
     """By mask_key, why a mask cannot be used, or None: as samples.parquet says.
 
-    A key is an address of content, so what was found of it once holds for ever.
+    A key is an address of content, so what was found of it once holds for ever. Not so for what
+    could not be read: another version of Pillow may.
     """
     rows = query(
         """
         SELECT DISTINCT mask_key, CASE WHEN status <> 'ok' THEN reason END AS reason FROM samples
-        WHERE mask_key IS NOT NULL
+        WHERE mask_key IS NOT NULL AND (status = 'ok' OR reason = ?)
         """,
+        EMPTY,
         samples=workspace.samples.source(),
     )
     return dict(zip(rows["mask_key"].to_pylist(), rows["reason"].to_pylist(), strict=True))

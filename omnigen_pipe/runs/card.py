@@ -78,7 +78,11 @@ def card(
             p for p in pictures if PurePosixPath(p).parent == PurePosixPath(pictures[-1]).parent
         ]
         shown = newest[:_SHOWN]
-        parts += ["## Validation pictures", "\n".join(f"![]({quote(p)})" for p in shown)]
+        when = PurePosixPath(shown[0]).parent.name.removeprefix("step-").lstrip("0") or "0"
+        parts += [
+            f"## Validation pictures after step {when}",
+            "\n".join(f"![]({quote(p)})" for p in shown),
+        ]
     parts += ["## Training data", _data(samples)]
     parts += ["## Training", _training(config, lokr, name)]
     parts += ["## Use", _usage(repository, base, words, averaged)]

@@ -64,7 +64,7 @@ class Pusher:
     def commit(self, folder: Path, step: int) -> str:
         """Push the files of a checkpoint, which lie in `folder`; raises `PipeError`."""
         adapters = [n for n in (ADAPTER_NAME, EMA_NAME) if (folder / n).is_file()]
-        pictures = validation_pictures(self.run)
+        pictures = validation_pictures(self.run, step)
         paths = [path.relative_to(self.run.folder).as_posix() for path in pictures]
         samples, _ = frozen.read(self.run.samples)
         text = card(
@@ -171,20 +171,26 @@ def is_pushed(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> bool:
     return bool(known == _record(workspace, run, checkpoint))
 
 
-def validation_pictures(run: Run) -> list[Path]:
-    """The pictures in the run's `validation/`, in the order of their paths; no links."""
-    folder = run.folder / _PICTURES
-    found = folder.rglob("*") if folder.is_dir() else ()
-    return sorted(
+def validation_pictures(run: Run, step: int) -> list[Path]:
+    """The pictures in the run's `validation/` up to `step`, in the order of their steps; no links.
+
+    Those of later steps are of a training that was left.
+    """
+    found: list[tuple[int, Path]] = []
+    for folder in (run.folder / _PICTURES).glob("step-*"):
+        number = folder.name.removeprefix("step-")
+        if number.isdecimal() and int(number) <= step and not folder.is_symlink():
+            found += [(int(number), path) for path in folder.iterdir()]
+    return [
         path
-        for path in found
+        for _, path in sorted(found)
         if path.suffix.lower() in _PICTURE_TYPES and path.is_file() and not path.is_symlink()
-    )
+    ]
 
 
 def _record(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     pictures = blake3()
-    for path in validation_pictures(run):
+    for path in validation_pictures(run, checkpoint.position.step):
         pictures.update(path.relative_to(run.folder).as_posix().encode() + b"\0")
         pictures.update(path.read_bytes())
     return {

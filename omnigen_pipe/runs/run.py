@@ -18,6 +18,7 @@ means; what may change (learning rate, intervals, logging) is said and taken.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def without_addresses(text: str, webhooks: Sequence[WebhookConfig]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         if secret:
             text = text.replace(secret, _HIDDEN)
+    # One that was taken out may still be somebody's secret.
+    text = re.sub(r"(?m)^(\s*#.*?\burl\s*=\s*).*$", rf'\1"{_HIDDEN}"', text)
     left = {hook.get("url") for hook in tomllib.loads(text).get("webhook", ())}
     if left & set(secrets) - {_HIDDEN}:
         return "# Not copied: a webhook's address is written in a way that could not be hidden.\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,15 +54,21 @@ def check_trackers(report_to: str) -> None:
 
 
 def opened(
-    report_to: str, folder: Path, staging: Path, steps_done: int, project: str
+    report_to: str,
+    folder: Path,
+    staging: Path,
+    steps_done: int,
+    project: str,
+    say: Callable[[str], object],
 ) -> list[Tracker]:
     """The trackers that `report_to` names, of the run in `folder` that goes on after `steps_done`.
 
-    Raises `PipeError` where wandb does not start.
+    `say` is told where wandb fails later on, which ends no training. Raises `PipeError` where it
+    does not start.
     """
     trackers: list[Tracker] = []
     if report_to in ("wandb", "all"):  # first, for it may fail
-        trackers.append(Wandb(folder, staging, steps_done, project))
+        trackers.append(Wandb(folder, staging, steps_done, project, say))
     if report_to in ("tensorboard", "all"):
         trackers.append(TensorBoard(folder / _TENSORBOARD, steps_done))
     return trackers
@@ -134,13 +140,22 @@ class Wandb:
     again: a resume gives the same numbers.
     """
 
-    def __init__(self, folder: Path, staging: Path, steps_done: int, project: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        staging: Path,
+        steps_done: int,
+        project: str,
+        say: Callable[[str], object],
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
             raise UsageError(f"{_NO_WANDB} ({error})") from error
 
         self._wandb: Any = wandb
+        self._say = say
+        self._failed = False
         quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
         try:
             self._run: Any = wandb.init(
@@ -160,23 +175,36 @@ class Wandb:
     def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """See `Tracker`: as the run's config, where a resumed run's takes the old one's place."""
         entries = {"configuration": dict(configuration), "data": dict(data)}
-        self._run.config.update(entries, allow_val_change=True)
+        self._try(lambda: self._run.config.update(entries, allow_val_change=True))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        self._log(step, dict(values))
+        self._try(lambda: self._log(step, dict(values)))
 
     def picture(self, step: int, name: str, path: Path, caption: str) -> None:
         """See `Tracker`."""
-        self._log(step, {name: self._wandb.Image(str(path), caption=caption)})
+        self._try(lambda: self._log(step, {name: self._wandb.Image(str(path), caption=caption)}))
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if values and step >= self._run.step:  # what lies before can be added to no more
             self._run.log(values, step=step)
 
+    def _try(self, show: Callable[[], object]) -> None:
+        """Show something. Where that fails the rest is shown no more: all of it is in the run's own
+        files, and the training is worth more."""
+        if self._failed:
+            return
+        try:
+            show()
+        except (self._wandb.Error, OSError) as error:
+            self._failed = True
+            self._say(
+                f"wandb has failed, and is shown no more of this run until it goes on: {error}"
+            )
+
     def close(self, failed: bool) -> None:
         """See `Tracker`."""
-        with suppress(self._wandb.Error):  # what could not be sent lies in its folder
+        with suppress(self._wandb.Error, OSError):  # what could not be sent lies in its folder
             self._run.finish(exit_code=int(failed))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os.path
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -103,6 +104,8 @@ _OFF = (None, "", "false", "none", "no", "no_change", "0", "0.0", "[]", "{}")
 
 #: Taken over, with a remark.
 _REMARKS = {
+    "validation_step_interval": "there validation raised for OmniGen and nothing was drawn; here "
+    "pictures are, which takes time",
     "aspect_bucket_rounding": "there buckets depended on the order of files; here they do not",
     "resume_from_checkpoint": "exact here; checkpoints of SimpleTuner cannot be read",
     "is_regularisation_data": "towards the base model's own prediction, as there",
@@ -337,6 +340,9 @@ def _settle(conversion: Conversion) -> None:
         note = "there is no validation_prompt"
         names = ("validation_step_interval",)
         _leave_out(conversion, names, "without effect there", note, "validation")
+    elif any(e.key == "validation_disable" and not _is_off(e.value) for e in conversion.report):
+        names = ("validation_step_interval",)
+        _leave_out(conversion, names, "not needed", "validation_disable is set", "validation")
     train = conversion.values.get("train", {})
     rollout = ("scheduled_sampling_max_step_offset", "scheduled_sampling_probability")
     if 0 < sum(bool(train.get(name)) for name in rollout) < len(rollout):
@@ -631,9 +637,19 @@ def _convert_webhooks(
     if value in (None, "", {}, []):
         file.add(key, value, "not needed", None, "empty there")
         return
-    shown: Any = value if isinstance(value, str) else "(hidden)"
-    if isinstance(value, str):
-        found = _find(config_file, {key: value}, key, "config.json")
+    inline = not isinstance(value, str) or value.lstrip().startswith(("{", "["))
+    shown: Any = "(hidden)" if inline else value
+    if isinstance(value, str) and inline:
+        try:
+            value = json.loads(value)
+        except ValueError:
+            file.add(key, shown, "not supported", None, "what stands there is no JSON")
+            return
+    elif isinstance(value, str) and "://" in value:
+        file.add(key, "(hidden)", "not supported", None, "the name of a file is expected")
+        return
+    elif isinstance(value, str):
+        found = _find(config_file, {key: value}, key, "an absolute path")
         assert found is not None  # it is not empty
         try:
             value = json.loads(found.read_text(encoding="utf-8-sig"))
@@ -850,10 +866,27 @@ def _convert_preset(file: _File, raw: dict[str, Any], preset: dict[str, Any]) ->
                 module: _convert_module(file, f"{key}.{module}", options)
                 for module, options in value.items()
             }
+        elif key == "exclude_name" and isinstance(value, list) and not raw.get("use_fnmatch"):
+            _convert_exclusions(file, key, value, preset, target)
         elif key in LokrPresetConfig.model_fields:
             file.add(key, value, "not supported", None, "not of the form that it has there")
         else:
             file.leave(key, value)
+
+
+def _convert_exclusions(
+    file: _File, key: str, patterns: list[Any], preset: dict[str, Any], target: str
+) -> None:
+    """Patterns that match beginnings of names there, and whole names here."""
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+    except (re.error, TypeError):
+        file.add(key, patterns, "not supported", None, "not all are regular expressions")
+        return
+    preset[key] = [f"(?:{pattern}).*" for pattern in patterns]
+    note = "a pattern matches beginnings there, so that layers.1 leaves out layers.10, too"
+    file.add(key, patterns, "changed", target, note)
 
 
 def _convert_module(file: _File, place: str, options: Any) -> dict[str, Any]:

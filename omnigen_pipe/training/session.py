@@ -85,7 +85,7 @@ class Session:
             stop = stack.enter_context(stop_on_signal())
             window = LossWindow()
             total = summary.details["total_steps"]
-            metrics = self._metrics(trainee, total, position, window, stack)
+            metrics = self._metrics(trainee, total, position, window, stack, summary)
             course = Course(
                 read=reader.read,
                 save=saver.save,
@@ -215,6 +215,7 @@ class Session:
         position: Position,
         window: LossWindow,
         stack: ExitStack,
+        summary: Summary,
     ) -> MetricsWriter | None:
         """Where numbers go, rid of what a resumed run computes again; in the first process only.
 
@@ -231,7 +232,12 @@ class Session:
         truncate(folder / EVALUATIONS_NAME, position.step or -1, staging)
         config = self.workspace.config.train
         trackers = opened(
-            config.report_to, folder, staging, position.step, config.tracker_project_name
+            config.report_to,
+            folder,
+            staging,
+            position.step,
+            config.tracker_project_name,
+            lambda sentence: summary.say(self.progress, sentence),
         )
         metrics = stack.enter_context(MetricsWriter(folder, trackers))
         for tracker in trackers:
@@ -351,7 +357,7 @@ def _report(
     """Say in `summary` what was reached."""
     steps, recent = reached.position.step, reached.recent
     adapter = str(checkpoint.adapter) if checkpoint else None
-    summary.changed = steps != start.step
+    summary.changed = summary.changed or steps != start.step
     summary.counts = {"steps": steps, "steps now": steps - start.step}
     summary.details |= {
         "adapter": adapter,

@@ -217,8 +217,8 @@ class Validator:
             return _Drawn(latent.to(_CPU), signal=self.stop.signal)
         except Stopped as stopped:
             return _Drawn(signal=stopped.signal)
-        except torch.OutOfMemoryError as error:
-            failure = _too_large(self.trainee.device, picture)
+        except RuntimeError as error:  # torch's own; of memory, too
+            failure = _said(error, self.trainee.device, picture)
             if self.trainee.sharded:
                 raise PipeError(failure) from error
             return _Drawn(failure=failure, signal=self.stop.signal)
@@ -234,7 +234,9 @@ class Validator:
             except PipeError as error:
                 failure = str(error)
         counts["drawn" if failure is None else "failed"] += 1
-        if failure is not None:
+        if failure is None:
+            self._show(step, picture)
+        else:
             kind = " of the average" if picture.average else ""
             self.summary.say(
                 self.progress,
@@ -248,8 +250,8 @@ class Validator:
         try:
             vae.to(self.trainee.device)
             found = decoded(vae, latent.to(self.trainee.device), self._say)
-        except torch.OutOfMemoryError:
-            return _too_large(self.trainee.device, picture)
+        except RuntimeError as error:
+            return _said(error, self.trainee.device, picture)
         finally:
             vae.to(_CPU)
         if found is None:
@@ -260,7 +262,6 @@ class Validator:
         with publishing(self.workspace.staging, picture.file(self.folder, step)) as unfinished:
             save_picture(found, unfinished, "PNG", self._texts[picture])
         self._published.append(picture.file(self.folder, step))
-        self._show(step, picture)
         return None
 
     def _show(self, step: int, picture: Wanted) -> None:
@@ -275,6 +276,7 @@ class Validator:
     def _report(self, step: int, counts: dict[str, int], asked: int | None, seconds: float) -> None:
         folder = self.painter.pictures[0].file(self.folder, step).parent
         self.summary.details["validation"] = {"step": step, **counts, "folder": str(folder)}
+        self.summary.changed = self.summary.changed or counts["drawn"] > 0
         if self._published or counts["failed"]:
             files = [EventFile(path.name, path.read_bytes()) for path in self._published]
             self.events.send("validation", *files, step=step, **counts)
@@ -307,7 +309,10 @@ def _when(step: int) -> str:
     return f"after step {step}" if step else "before the first step"
 
 
-def _too_large(device: torch.device, picture: Wanted) -> str:
+def _said(error: RuntimeError, device: torch.device, picture: Wanted) -> str:
+    """What torch has failed with, and what to do about it where that is known."""
+    if not isinstance(error, torch.OutOfMemoryError):
+        return str(error).split("\n", 1)[0]
     return (
         f"{device} ran out of memory at {picture.settings.size}. Lower validation_resolution, or "
         "set vae_enable_tiling where decoding is what fails."

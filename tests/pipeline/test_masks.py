@@ -183,8 +183,8 @@ def test_every_image_whose_mask_cannot_be_used_says_why(here: Project, tmp_path:
     assert sum(bucketed["left_out"].values()) == 6
     assert encoded["counts"]["wanted"] == encoded["counts"]["masks made"] == 2
     assert any("belong to no image" in note for note in discovered["notes"])
-    # What was found of them is remembered.
-    assert here.json("bucket")["counts"]["masks opened"] == 0
+    # What was found of them is remembered; what cannot be read, another Pillow may.
+    assert here.json("bucket")["counts"]["masks opened"] == 1
 
 
 def test_empty_is_what_has_no_weight_inside_the_crop(

@@ -227,3 +227,10 @@ def test_a_copy_of_the_configuration_holds_no_address(text: str) -> None:
     assert "3cret" not in kept
     assert kept.startswith("# Not copied") or "[train]" in kept
     assert without_addresses(text, []) == text
+
+
+def test_an_address_that_was_commented_out_is_not_copied_either() -> None:
+    text = '[[webhook]]\n# url = "https://a.test/s3cret"\nurl_env = "HOOK"\n'
+    kept = without_addresses(text, [WebhookConfig(url_env="HOOK")])
+    assert "s3cret" not in kept
+    assert 'url_env = "HOOK"' in kept

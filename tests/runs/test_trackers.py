@@ -24,7 +24,7 @@ def test_wandb_offline_keeps_pictures_and_its_id_over_a_resume(
     folder.mkdir()
     Image.radial_gradient("L").convert("RGB").save(picture)
     for done in (0, 2):
-        (tracker,) = trackers.opened("wandb", folder, tmp_path / "staging", done, "project")
+        (tracker,) = trackers.opened("wandb", folder, tmp_path / "staging", done, "project", print)
         tracker.describe({"train": {"seed": done}}, {"samples": {"train": 1}})
         tracker.scalars(done + 1, {"train/loss": 1.0})
         tracker.picture(done + 1, "validation/a-8x8", picture, "a")

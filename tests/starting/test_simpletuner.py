@@ -504,16 +504,17 @@ def test_pushing_is_taken_over_where_it_says_where_to(tmp_path: Path) -> None:
     assert hub.hub_model_id == "me/cats"
 
 
-@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("form", ["file", "list", "text"])
 def test_webhooks_are_taken_over_and_their_addresses_reported_nowhere(
-    tmp_path: Path, inline: bool
+    tmp_path: Path, form: str
 ) -> None:
     hooks = [
         {"webhook_type": "discord", "webhook_url": "https://discord.test/api/webhooks/1/s3cret"},
         {"webhook_type": "raw", "callback_url": "https://host.test/s3cret"},
     ]
     (tmp_path / "webhooks.json").write_text(json.dumps(hooks))
-    entry, taken = one(tmp_path, webhook_config=hooks if inline else "webhooks.json")
+    given = {"file": "webhooks.json", "list": hooks, "text": json.dumps(hooks)}[form]
+    entry, taken = one(tmp_path, webhook_config=given)
     assert (entry.outcome, entry.target) == ("changed", "[[webhook]]")
     assert "s3cret" not in str(entry)
     found = taken.webhook
@@ -522,6 +523,32 @@ def test_webhooks_are_taken_over_and_their_addresses_reported_nowhere(
         hooks[0]["webhook_url"],
         hooks[1]["callback_url"],
     ]
+
+
+@pytest.mark.parametrize("given", ['{"webhook_url": "s3cret', "https://host.test/s3cret"])
+def test_a_webhook_that_cannot_be_read_is_not_shown(tmp_path: Path, given: str) -> None:
+    entry, taken = one(tmp_path, webhook_config=given)
+    assert entry.outcome == "not supported"
+    assert "s3cret" not in str(entry)
+    assert taken.webhook == ()
+
+
+def test_excluded_modules_are_those_of_there(tmp_path: Path) -> None:
+    lycoris = {**LYCORIS, "apply_preset": {"exclude_name": [r"layers\.1"]}}
+    conversion = convert(lay_out(tmp_path / "st", lycoris=lycoris), tmp_path / "ws")
+    found = entries(conversion, "lycoris_config.json")
+    assert found["apply_preset.exclude_name"].outcome == "changed"
+    (pattern,) = loaded(conversion, tmp_path / "ws").lokr.apply_preset.exclude_name
+    assert re.fullmatch(pattern, "layers.10.mlp")
+    assert not re.fullmatch(pattern, "layers.2.mlp")
+
+
+def test_pictures_that_were_switched_off_stay_off(tmp_path: Path) -> None:
+    options = {"validation_steps": 5, "validation_prompt": "a cat"}
+    _, drawing = one(tmp_path / "a", **options)
+    _, off = one(tmp_path / "b", **options, validation_disable=True)
+    assert drawing.validation.validation_step_interval == 5
+    assert off.validation.validation_step_interval == 0
 
 
 def test_a_mask_dataset_becomes_the_mask_of_the_dataset_that_names_it(tmp_path: Path) -> None:
