@@ -17,17 +17,16 @@ import pyarrow.compute as pc
 
 from manifests.log import merge_if_crowded
 from manifests.query import Source, fingerprint
-from omnigen_pipe.images.masks import MASK_VERSION
 from omnigen_pipe.images.samples import current_samples
-from omnigen_pipe.images.weighing import mask_items
-from omnigen_pipe.latents.masks import known_masks, make_masks, wanted_masks
 from omnigen_pipe.latents.shards import MASKS_KEY, ShardWriter
 from omnigen_pipe.latents.share import Share
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import (
     STATUS_COLUMNS,
     known_latents,
+    known_masks,
     wanted_latents,
+    wanted_masks,
     with_files,
     with_status,
 )
@@ -144,6 +143,10 @@ def _masks(
     summary.counts |= {"masks wanted": wanted.num_rows, "masks made": 0}
     if not missing.num_rows or summary.signal is not None:
         return
+    from omnigen_pipe.images.masks import MASK_VERSION
+    from omnigen_pipe.images.weighing import mask_items
+    from omnigen_pipe.latents.masks import make_masks
+
     items = mask_items(workspace, samples, missing)
     metadata = {
         "fingerprint": fingerprint(wanted, ["pixels_key"]),

@@ -1,5 +1,4 @@
-"""Loss masks at the latents' resolution, cached beside the latents: which are wanted, and making
-those that are missing. Imports no torch.
+"""Loss masks at the latents' resolution, made and cached beside the latents. Imports no torch.
 
 A mask is kept as a latent is: in a shard, under a key of its own (`mask_key` in the place of the
 pixels_key), with a row in the latents log. The place of the VAE's key is taken by one that all
@@ -12,22 +11,9 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
-from manifests.query import Source, query
-from manifests.schema import LATENTS
 from omnigen_pipe.images.originals import ChangedSourceError
 from omnigen_pipe.images.weighing import MaskItem, verdict, weigh
 from omnigen_pipe.latents.shards import MASKS_KEY, ShardWriter
-from omnigen_pipe.latents.wanted import STATUS_COLUMNS, known_latents
-from omnigen_pipe.workspace import Workspace
-
-
-def known_masks(workspace: Workspace, wanted: pa.Table) -> pa.Table:
-    """What the log holds of masks: `STATUS_COLUMNS`. Not looked at where none are `wanted`."""
-    if not wanted.num_rows:
-        return LATENTS.schema.empty_table().select(STATUS_COLUMNS)
-    return known_latents(workspace, MASKS_KEY, STATUS_COLUMNS)
 
 
 @dataclass
@@ -40,19 +26,6 @@ class Outcome:
     made: int = 0
     failed: list[tuple[MaskItem, str]] = field(default_factory=list)
     changed: list[tuple[MaskItem, list[str]]] = field(default_factory=list)
-
-
-def wanted_masks(samples: pa.Table | Source) -> pa.Table:
-    """One row per distinct mask_key of the usable samples: as `pixels_key`, with `bucket`,
-    `content_hash` (of the mask's file) and `mask_key`. Ordered by bucket and key.
-    """
-    return query(
-        """
-        SELECT DISTINCT bucket, mask_key AS pixels_key, mask_hash AS content_hash, mask_key
-        FROM samples WHERE status = 'ok' AND mask_key IS NOT NULL ORDER BY bucket, mask_key
-        """,
-        samples=samples,
-    )
 
 
 def make_masks(

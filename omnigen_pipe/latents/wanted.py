@@ -1,4 +1,4 @@
-"""Which latents are wanted, and what the log holds of them. Imports no torch.
+"""Which latents and loss masks are wanted, and what the log holds of them. Imports no torch.
 
 A million latents are planned by their keys alone; where an image lies and how it is cropped is
 looked up only for those that there is something to do about, or to say.
@@ -13,7 +13,7 @@ import pyarrow as pa
 from manifests.query import Source, query
 from manifests.schema import LATENTS
 from manifests.views import current_latents
-from omnigen_pipe.latents.shards import shard_paths
+from omnigen_pipe.latents.shards import MASKS_KEY, shard_paths
 from omnigen_pipe.workspace import Workspace
 
 #: The columns of a known latent that `with_status` reads.
@@ -44,6 +44,26 @@ def known_latents(
     return current_latents(
         workspace.latents.source(), workspace.root, vae_key, columns, shard_paths(workspace.root)
     )
+
+
+def wanted_masks(samples: pa.Table | Source) -> pa.Table:
+    """One row per distinct mask_key of the usable samples: as `pixels_key`, with `bucket`,
+    `content_hash` (of the mask's file) and `mask_key`. Ordered by bucket and key.
+    """
+    return query(
+        """
+        SELECT DISTINCT bucket, mask_key AS pixels_key, mask_hash AS content_hash, mask_key
+        FROM samples WHERE status = 'ok' AND mask_key IS NOT NULL ORDER BY bucket, mask_key
+        """,
+        samples=samples,
+    )
+
+
+def known_masks(workspace: Workspace, wanted: pa.Table) -> pa.Table:
+    """What the log holds of masks: `STATUS_COLUMNS`. Not looked at where none are `wanted`."""
+    if not wanted.num_rows:
+        return LATENTS.schema.empty_table().select(STATUS_COLUMNS)
+    return known_latents(workspace, MASKS_KEY, STATUS_COLUMNS)
 
 
 def with_status(wanted: pa.Table, known: pa.Table) -> pa.Table:

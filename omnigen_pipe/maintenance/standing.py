@@ -26,9 +26,15 @@ from omnigen_pipe.images.samples import (
 )
 from omnigen_pipe.images.survey import Survey
 from omnigen_pipe.images.weighing import known_verdicts
-from omnigen_pipe.latents.masks import known_masks, wanted_masks
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
-from omnigen_pipe.latents.wanted import STATUS_COLUMNS, known_latents, wanted_latents, with_status
+from omnigen_pipe.latents.wanted import (
+    STATUS_COLUMNS,
+    known_latents,
+    known_masks,
+    wanted_latents,
+    wanted_masks,
+    with_status,
+)
 from omnigen_pipe.maintenance.needs import needed_latents
 from omnigen_pipe.model_files import local_model_part
 from omnigen_pipe.prompts import tokenizer as tokenizers

@@ -24,9 +24,8 @@ from manifests.publish import publishing
 from manifests.query import fingerprint, query
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.images.samples import current_samples
-from omnigen_pipe.latents.masks import known_masks, wanted_masks
 from omnigen_pipe.latents.shards import MASKS_KEY
-from omnigen_pipe.latents.wanted import known_latents
+from omnigen_pipe.latents.wanted import known_latents, known_masks, wanted_masks
 from omnigen_pipe.prompts.wanted import known_prompts
 from omnigen_pipe.runs.order import Epoch, Integers, epoch_order, steps_per_epoch
 from omnigen_pipe.workspace import Workspace
