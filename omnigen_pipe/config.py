@@ -225,8 +225,9 @@ class DatasetConfig(DatasetOptions):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     )
     instance_data_dir: str = Field(
+        min_length=1,
         description="Folder of the images, or `hf://datasets/OWNER/NAME` with an optional "
-        "`@REVISION` and `/SUBFOLDER`. Relative folders start at the workspace."
+        "`@REVISION` and `/SUBFOLDER`. Relative folders start at the workspace.",
     )
     type: Literal["local", "list", "huggingface"] | None = Field(
         None,

@@ -15,6 +15,7 @@ from omnigen_pipe.cli.options import (
     JsonOption,
     QuietOption,
     WorkspaceOption,
+    given_path,
     open_workspace,
 )
 
@@ -30,8 +31,9 @@ def evaluate(
     adapters: Annotated[
         list[Path] | None,
         typer.Argument(
+            parser=given_path,
             help="Adapter files, checkpoint folders, or run folders: their newest checkpoint.  "
-            "Default: the configured run."
+            "Default: the configured run.",
         ),
     ] = None,
     workspace: WorkspaceOption = HERE,
@@ -72,7 +74,8 @@ def inspect(
     adapter: Annotated[
         Path,
         typer.Argument(
-            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint."
+            parser=given_path,
+            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint.",
         ),
     ],
     as_json: JsonOption = False,

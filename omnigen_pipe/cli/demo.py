@@ -13,14 +13,23 @@ import typer
 
 from omnigen_pipe.cli.all_stages import check_machine, run_stages
 from omnigen_pipe.cli.command import command
-from omnigen_pipe.cli.options import DeviceOption, JsonOption, QuietOption, open_workspace
+from omnigen_pipe.cli.options import (
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    given_path,
+    open_workspace,
+)
 from omnigen_pipe.cli.outcome import leave
 
 
 @command("demo", epilog="Examples:  \n`omnigen-pipe demo`  \n`omnigen-pipe demo -w /tmp/demo`")
 def demo(
     workspace: Annotated[
-        Path, typer.Option("--workspace", "-w", help="Folder that the demo is written into.")
+        Path,
+        typer.Option(
+            "--workspace", "-w", parser=given_path, help="Folder that the demo is written into."
+        ),
     ] = Path("demo"),
     device: DeviceOption = None,
     as_json: JsonOption = False,

@@ -9,7 +9,7 @@ import typer
 
 from omnigen_pipe.cli.base_model import check_revision, model_workspace
 from omnigen_pipe.cli.command import command
-from omnigen_pipe.cli.options import JsonOption, QuietOption
+from omnigen_pipe.cli.options import JsonOption, QuietOption, given_path
 from omnigen_pipe.cli.outcome import report
 
 
@@ -25,11 +25,15 @@ def export(
     adapter: Annotated[
         Path,
         typer.Argument(
-            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint."
+            parser=given_path,
+            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to be made.")
+        Path,
+        typer.Option(
+            "--output", "-o", parser=given_path, metavar="FOLDER", help="Folder to be made."
+        ),
     ],
     layout: Annotated[
         Literal["diffusers", "omnigen"],
@@ -73,6 +77,7 @@ def export(
         typer.Option(
             "--workspace",
             "-w",
+            parser=given_path,
             help="Folder with omnigen-pipe.toml, whose model is taken.  Default: the current one.",
         ),
     ] = None,

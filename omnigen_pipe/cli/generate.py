@@ -12,7 +12,7 @@ from manifests.errors import UsageError
 from omnigen_pipe import precisions
 from omnigen_pipe.cli.base_model import check_revision, model_workspace
 from omnigen_pipe.cli.command import command
-from omnigen_pipe.cli.options import DeviceOption, JsonOption, QuietOption
+from omnigen_pipe.cli.options import DeviceOption, JsonOption, QuietOption, given_path
 from omnigen_pipe.cli.outcome import report
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def generate(
         typer.Option(
             "--workspace",
             "-w",
+            parser=given_path,
             help="Folder with omnigen-pipe.toml, whose model and validation prompts are taken.  "
             "Default: the current one.",
             rich_help_panel=ModelPanel,
@@ -67,6 +68,7 @@ def generate(
     adapter: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint.",
             rich_help_panel=ModelPanel,
         ),
@@ -90,6 +92,7 @@ def generate(
     prompt_library: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="JSON file of nickname: prompt; pictures are named by nickname.",
             rich_help_panel=PicturePanel,
@@ -147,6 +150,7 @@ def generate(
         typer.Option(
             "--output",
             "-o",
+            parser=given_path,
             help="File (.png, .jpg, .webp) of one picture, or folder of several.  "
             "Default: the folder `generated`, or only the grid.",
             rich_help_panel=FilePanel,
@@ -161,7 +165,10 @@ def generate(
     grid: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Put all pictures on one grid.", rich_help_panel=FilePanel
+            parser=given_path,
+            metavar="FILE",
+            help="Put all pictures on one grid.",
+            rich_help_panel=FilePanel,
         ),
     ] = None,
     captions: Annotated[

@@ -12,13 +12,16 @@ import typer
 
 from manifests.errors import UsageError
 from omnigen_pipe.cli.command import command
-from omnigen_pipe.cli.options import HERE, JsonOption
+from omnigen_pipe.cli.options import HERE, JsonOption, given_path
 
 if TYPE_CHECKING:
     from omnigen_pipe.starting.questions import Question
 
 FolderArgument = Annotated[
-    Path | None, typer.Argument(help="Folder of the new workspace.  Default: the current one.")
+    Path | None,
+    typer.Argument(
+        parser=given_path, help="Folder of the new workspace.  Default: the current one."
+    ),
 ]
 SettingPanel = "Settings (asked for on a terminal, else a default)"
 SimpleTunerPanel = "From SimpleTuner"
@@ -34,7 +37,8 @@ SimpleTunerPanel = "From SimpleTuner"
 def init(
     folder: FolderArgument = None,
     workspace: Annotated[
-        Path | None, typer.Option("--workspace", "-w", help="The same as FOLDER.")
+        Path | None,
+        typer.Option("--workspace", "-w", parser=given_path, help="The same as FOLDER."),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -89,6 +93,7 @@ def init(
     from_simpletuner: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="CONFIG.JSON",
             help="Convert SimpleTuner's config.json and the files that it names.",
             rich_help_panel=SimpleTunerPanel,
@@ -97,6 +102,7 @@ def init(
     dataloader: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="The dataloader's JSON file, where config.json does not lead to it.",
             rich_help_panel=SimpleTunerPanel,
@@ -105,6 +111,7 @@ def init(
     lycoris: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FILE",
             help="lycoris_config.json, where config.json does not lead to it.",
             rich_help_panel=SimpleTunerPanel,
@@ -113,6 +120,7 @@ def init(
     relative_to: Annotated[
         Path | None,
         typer.Option(
+            parser=given_path,
             metavar="FOLDER",
             help="Where relative paths in the JSON files start.  Default: SimpleTuner's folder.",
             rich_help_panel=SimpleTunerPanel,

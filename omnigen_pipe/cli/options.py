@@ -11,8 +11,21 @@ if TYPE_CHECKING:
     from omnigen_pipe.progress import Progress
     from omnigen_pipe.workspace import Workspace
 
+
+def given_path(text: str) -> Path:
+    """The path that an option or argument names.
+
+    Raises `BadParameter` for an empty one, which an unset variable in a script makes, and which
+    `Path` takes for the current folder.
+    """
+    if not text:
+        raise typer.BadParameter("it is empty: name a file or a folder, or leave it out.")
+    return Path(text)
+
+
 WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", "-w", help="Folder with omnigen-pipe.toml.")
+    Path,
+    typer.Option("--workspace", "-w", parser=given_path, help="Folder with omnigen-pipe.toml."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print a machine-readable summary on stdout.")

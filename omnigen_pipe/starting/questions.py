@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from manifests.errors import UsageError
 from omnigen_pipe.config import EMBEDDED, DatasetOptions, ModelConfig, TrainConfig
 
 
@@ -82,6 +83,8 @@ def configured(answers: dict[str, Any], root: Path, here: Path) -> dict[str, Any
         model = model_from_workspace(model, root, here)
     images = answers["images"]
     folders = [images] if isinstance(images, str) else list(images)
+    if "" in folders:
+        raise UsageError("A folder of images is empty: name one, or leave it out.")
     if folders == [QUESTIONS[0].default] and not (here / folders[0]).is_dir():
         here = root
     defaults: dict[str, Any] = {
