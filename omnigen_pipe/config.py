@@ -478,6 +478,22 @@ class ValidationConfig(_Table):
     validation_num_inference_steps: int | None = Field(
         None, ge=1, description="Steps from noise to picture; default: the model's own, else 50."
     )
+    validation_preview: bool = Field(
+        False,
+        description="Show how validation pictures come about: what each will be, as it is "
+        "estimated while it is drawn, in files and to webhooks.",
+    )
+    validation_preview_steps: int = Field(
+        1, ge=1, description="Steps of drawing between two previews of a picture."
+    )
+    validation_preview_model: str = Field(
+        "madebyollin/taesdxl",
+        description="What decodes previews: the hub id or folder of an `AutoencoderTiny` for "
+        "SDXL's latents. Relative folders start at the workspace.",
+    )
+    validation_preview_revision: str | None = Field(
+        None, description="Branch, tag or commit of `validation_preview_model` on the hub."
+    )
 
 
 def _checked_factor(value: int) -> int:
@@ -906,9 +922,10 @@ class WebhookConfig(_Table):
         "json", description="`json`: an object with all there is. `discord`: a message for people."
     )
     events: tuple[EventName, ...] = Field(
-        ("start", "evaluation", "checkpoint", "validation", "end", "error"),
+        ("start", "evaluation", "checkpoint", "preview", "validation", "end", "error"),
         strict=False,
-        description="What it is told: start, step, evaluation, checkpoint, validation, end, error.",
+        description="What it is told: start, step, evaluation, checkpoint, preview, validation, "
+        "end, error.",
     )
     step_interval: int = Field(100, ge=1, description="Of `step`, only every so many.")
 

@@ -16,6 +16,7 @@ EventName = Literal[
     "step",
     "evaluation",
     "checkpoint",
+    "preview",
     "validation",
     "end",
     "error",

@@ -117,6 +117,18 @@ class Model:
         return vae / "vae" if vae is not None and (vae / "vae").is_dir() else vae
 
 
+def lone_model(
+    workspace: Workspace, name: str, revision: str | None, *, download: bool = True
+) -> Path | None:
+    """The folder of a model that is no OmniGen, and has no parts: a folder, or downloaded from the
+    hub.
+
+    Without `download` None where it would have to be fetched first. Raises `UsageError` where there
+    is none.
+    """
+    return _resolve(name, workspace.root, revision, list(_PATTERNS), download)
+
+
 def model_part(workspace: Workspace, part: str) -> Path:
     """The folder of one part of the configured model; as `Model.part`."""
     return Model.of(workspace).part(part)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import queue
 import socket
 import threading
 import time
@@ -29,7 +28,7 @@ from manifests.errors import UsageError
 from omnigen_pipe.config import WebhookConfig
 from omnigen_pipe.events import Event, EventFile
 
-#: Events that wait for a webhook; what comes while it is full is dropped.
+#: Events that wait for a webhook; where more come, what is worth least is dropped.
 QUEUE_LENGTH = 64
 #: Bytes of files that wait for a webhook: pictures are large.
 QUEUE_BYTES = 64 << 20
@@ -44,6 +43,8 @@ PATIENCE = 20.0
 #: Discord refuses longer messages, and more files.
 _DISCORD_LENGTH = 2000
 _DISCORD_FILES = 10
+#: What an event is worth where not all can wait: these, and 2 the others.
+_WORTH: dict[str, int] = {"preview": 0, "step": 1, "end": 3, "error": 3}
 #: What a server says of a body that is larger than it takes.
 _TOO_LARGE = "HTTP 413"
 #: Fields of a message for people, in this order, and how each is said.
@@ -51,6 +52,9 @@ _SAID = {
     "total_steps": "of {}",
     "loss": "loss {:.4g}",
     "learning_rate": "lr {:.1e}",
+    "picture": "{}",
+    "inference_step": "drawn {}",
+    "num_inference_steps": "of {}",
     "repository": "pushed to {}",
     "message": "{}",
 }
@@ -217,6 +221,29 @@ def _why(error: Exception, timeout: float) -> str:
     return type(cause).__name__
 
 
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """An event that waits to be sent, and when it came."""
+
+    event: Event
+    at: datetime
+
+    @property
+    def worth(self) -> int:
+        """The larger, the later it is dropped."""
+        return _WORTH.get(self.event.name, 2)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(len(file.content) for file in self.event.files)
+
+
+def _too_large(waiting: int, added: int) -> bool:
+    """Whether files of so many bytes are too many beside those that wait; alone none are."""
+    return added > 0 and waiting > 0 and waiting + added > QUEUE_BYTES
+
+
 class Webhook:
     """One address and its thread. `tell` is a listener of events, and never waits."""
 
@@ -238,8 +265,11 @@ class Webhook:
         self._now = now
         self._given_up = threading.Event()
         self._wait = wait or self._given_up.wait
-        self._waiting: queue.Queue[tuple[Event, datetime] | None] = queue.Queue(QUEUE_LENGTH)
-        self._lock = threading.Lock()
+        #: Guards all that follows.
+        self._changed = threading.Condition()
+        self._waiting: list[_Waiting] = []
+        self._closing = False
+        #: Of the files of what waits, and of what is being sent.
         self._bytes = 0
         self._taken = 0
         self._delivered = 0
@@ -248,35 +278,54 @@ class Webhook:
         self._thread.start()
 
     def tell(self, event: Event) -> None:
-        """Take `event` to be sent, where it is asked for; dropped where too many wait already."""
+        """Take `event` to be sent, where it is asked for. Where too much waits already, what is
+        worth less is dropped for it, or the event itself."""
         if event.name not in self._config.events:
             return
         if event.name == "step" and int(event.fields["step"]) % self._config.step_interval:
             return
-        size = sum(len(file.content) for file in event.files)
-        with self._lock:
+        one = _Waiting(event, self._now())
+        with self._changed:
             self._taken += 1
-            if size and self._bytes and self._bytes + size > QUEUE_BYTES:
+            dropped = self._dropped_for(one)
+            if dropped is None:
                 self._lost["too many waited"] += 1
                 return
-            try:
-                self._waiting.put_nowait((event, self._now()))
-            except queue.Full:
+            for other in dropped:
+                self._waiting.remove(other)
+                self._bytes -= other.size
                 self._lost["too many waited"] += 1
-            else:
-                self._bytes += size
+            self._waiting.append(one)
+            self._bytes += one.size
+            self._changed.notify()
+
+    def _dropped_for(self, one: _Waiting) -> list[_Waiting] | None:
+        """What must go for `one` to wait, too; None where it is `one` itself."""
+        count, size = len(self._waiting), self._bytes
+        dropped: list[_Waiting] = []
+        # A new preview is worth more than an old one.
+        for worth in range(max(1, one.worth)):
+            for other in self._waiting:
+                full = count >= QUEUE_LENGTH
+                if not full and not _too_large(size, one.size):
+                    return dropped
+                if other.worth == worth and (full or other.size):
+                    dropped.append(other)
+                    count -= 1
+                    size -= other.size
+        fits = count < QUEUE_LENGTH and not _too_large(size, one.size)
+        return dropped if fits else None
 
     def close(self, patience: float = PATIENCE) -> str | None:
-        """Deliver what waits, within `patience` seconds; a sentence where something was lost."""
-        end = time.monotonic() + patience
-        try:
-            self._waiting.put(None, timeout=patience or 0.001)
-        except queue.Full:
-            pass
-        else:
-            self._thread.join(max(0.0, end - time.monotonic()))
+        """Deliver what waits, previews last, within `patience` seconds; a sentence where something
+        was lost."""
+        with self._changed:
+            self._closing = True
+            self._waiting.sort(key=lambda one: one.worth == 0)
+            self._changed.notify()
+        self._thread.join(patience)
         self._given_up.set()
-        with self._lock:
+        with self._changed:
             undelivered = self._taken - self._delivered - sum(self._lost.values())
             if undelivered:
                 self._lost["the end came first"] += undelivered
@@ -287,20 +336,26 @@ class Webhook:
             return f"{lost} of {self._taken} events did not reach {self.address.label} ({reasons})."
 
     def _deliver_all(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            event, at = item
+        while (one := self._next()) is not None:
+            event, at = one.event, one.at
             why = self._deliver(message(event, self._config.form, self._run, at))
             if why == _TOO_LARGE and event.files:  # better the words alone than nothing
                 bare = replace(event, files=())
                 why = self._deliver(message(bare, self._config.form, self._run, at))
-            with self._lock:
-                self._bytes -= sum(len(file.content) for file in event.files)
+            with self._changed:
+                self._bytes -= one.size
                 if self._given_up.is_set():
                     return  # it is counted already
                 if why is None:
                     self._delivered += 1
                 else:
                     self._lost[why] += 1
+
+    def _next(self) -> _Waiting | None:
+        """What is to be sent next, once there is something; None when all is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return self._waiting.pop(0) if self._waiting else None
 
     def _deliver(self, said: Message) -> str | None:
         """Post until it is taken; else why it was not."""

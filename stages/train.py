@@ -13,6 +13,7 @@ from manifests.errors import PipeError, UsageError
 from omnigen_pipe import webhooks
 from omnigen_pipe.config import CONFIG_NAME, LokrConfig
 from omnigen_pipe.events import Events
+from omnigen_pipe.model_files import lone_model
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import pushing
 from omnigen_pipe.runs.checkpoints import Checkpoint, names
@@ -246,8 +247,12 @@ def check(workspace: Workspace) -> LokrConfig:
         splits = {dataset.split for dataset in workspace.config.datasets}
         if "eval" not in splits:
             raise UsageError(NOTHING_TO_EVALUATE)
-    if workspace.config.validation.validation_step_interval:
+    options = workspace.config.validation
+    if options.validation_step_interval:
         validation.wanted(workspace, Settings())
+        if options.validation_preview:  # a folder that is not there is said at once
+            name, revision = options.validation_preview_model, options.validation_preview_revision
+            lone_model(workspace, name, revision, download=False)
     check_trackers(config.report_to)
     if from_environment().is_first:
         webhooks.addresses(workspace.config.webhook)

@@ -12,7 +12,7 @@ from hub_stub import COMMIT, environment, serve
 from manifests.errors import UsageError
 from omnigen_pipe import model_files
 from omnigen_pipe.config import parse
-from omnigen_pipe.model_files import Model, local_model_part, model_part
+from omnigen_pipe.model_files import Model, local_model_part, lone_model, model_part
 from omnigen_pipe.workspace import Workspace
 
 SCRIPT = (
@@ -179,3 +179,33 @@ def test_a_model_that_the_hub_does_not_have_is_wrong_usage(tmp_path: Path) -> No
     assert done.returncode == 2, done.stderr
     assert "`ann/other`" in done.stderr
     assert "HF_ENDPOINT" in done.stderr
+
+
+def test_a_model_that_stands_alone_is_a_folder_or_of_the_hub(tmp_path: Path) -> None:
+    """At its revision, and never a pickle; without a download nothing is asked."""
+    (tmp_path / "tiny").mkdir()
+    here = _workspace(tmp_path)
+    assert lone_model(here, "tiny", None) == tmp_path / "tiny"
+    with pytest.raises(UsageError, match="gone does not exist"):
+        lone_model(here, "gone", None, download=False)
+    code = (
+        "import sys; from omnigen_pipe.workspace import Workspace;"
+        "from omnigen_pipe.model_files import lone_model\n"
+        "here = Workspace.open(sys.argv[1])\n"
+        f"print(lone_model(here, 'ann/tiny', '{COMMIT}', download=False),"
+        f" lone_model(here, 'ann/tiny', '{COMMIT}'))"
+    )
+    (tmp_path / "omnigen-pipe.toml").write_text("")
+    with serve("ann/tiny") as (endpoint, handler):
+        handler.files = {"config.json": b"{}", "weights.safetensors": b"", "weights.bin": b""}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environment(endpoint, tmp_path / "hub"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert not any("/main" in request for request in handler.requests)
+    before, folder = done.stdout.split()
+    assert (before, Path(folder).name) == ("None", COMMIT)
+    assert sorted(p.name for p in Path(folder).iterdir()) == ["config.json", "weights.safetensors"]

@@ -97,7 +97,7 @@ class Waits:
 
 
 def hook(server: Server, waits: Waits | None = None, **config: Any) -> Webhook:
-    config.setdefault("events", ("start", "step", "checkpoint", "validation", "end"))
+    config.setdefault("events", ("start", "step", "checkpoint", "preview", "validation", "end"))
     options = WebhookConfig(url=SecretStr(server.url), **config)
     [address] = addresses([options])
     return Webhook(address, options, "cats", wait=waits or Waits(), timeout=20, now=lambda: AT)
@@ -200,6 +200,79 @@ def test_files_that_wait_are_bounded_by_their_size(
     assert "too many waited" in said
 
 
+def _held_up(server: Server) -> Webhook:
+    """A webhook whose server hangs with an event that was told before all others."""
+    server.answers = [(HANG, {})]
+    one = hook(server)
+    one.tell(Event("start", {}))
+    assert server.hanging.wait(30)
+    return one
+
+
+def _names(server: Server) -> list[tuple[str, int]]:
+    return [(event["event"], event["step"]) for event in server.events()]
+
+
+def test_where_too_many_wait_previews_go_first_and_the_oldest_of_them(server: Server) -> None:
+    one = _held_up(server)
+    for number in range(QUEUE_LENGTH + 3):
+        one.tell(Event("preview", {"step": number}))
+    for number in range(QUEUE_LENGTH - 2):
+        one.tell(Event("checkpoint", {"step": number}))
+    one.tell(Event("end", {"step": 9}))
+    server.released.set()
+    said = one.close()
+    # The connection that hung is cut, and tried again: it was told in the end.
+    [first, *rest] = server.events()
+    assert first["event"] == "start"
+    told = [(event["event"], event["step"]) for event in rest]
+    checkpoints = [("checkpoint", number) for number in range(QUEUE_LENGTH - 2)]
+    assert told == [*checkpoints, ("end", 9), ("preview", QUEUE_LENGTH + 2)]
+    assert said is not None
+    assert f"({QUEUE_LENGTH + 2}: too many waited)" in said
+
+
+def test_an_end_is_told_whatever_waits(server: Server) -> None:
+    """What is worth as much as what comes stays, and comes first."""
+    one = _held_up(server)
+    one.tell(Event("step", {"step": 100}))
+    for number in range(QUEUE_LENGTH - 1):
+        one.tell(Event("checkpoint", {"step": number}))
+    one.tell(Event("preview", {"step": 1}))  # worth less than all
+    one.tell(Event("validation", {"step": 2}))  # instead of the step
+    one.tell(Event("validation", {"step": 3}))
+    one.tell(Event("end", {"step": 4}))  # instead of the oldest checkpoint
+    server.released.set()
+    assert "4: too many waited" in (one.close() or "")
+    del server.got[0]
+    checkpoints = [("checkpoint", number) for number in range(1, QUEUE_LENGTH - 1)]
+    assert _names(server) == [*checkpoints, ("validation", 2), ("end", 4)]
+
+
+def test_files_of_previews_make_room_for_others(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "QUEUE_BYTES", 100)
+    one = _held_up(server)
+    picture = (EventFile("a.png", b"x" * 40),)
+    one.tell(Event("step", {"step": 100}))  # without files it makes no room
+    for number in range(3):
+        one.tell(Event("preview", {"step": number}, picture))
+    one.tell(Event("validation", {"step": 5}, (EventFile("a.png", b"x" * 70),)))
+    one.tell(Event("validation", {"step": 6}, (EventFile("a.png", b"x" * 70),)))
+    server.released.set()
+    assert "4: too many waited" in (one.close() or "")
+    sent = [
+        json.loads(body)
+        if kind == "application/json"
+        else json.loads(parts(kind, body)[0].get_payload(decode=True))  # type: ignore[arg-type]
+        for kind, body in server.got
+    ]
+    assert [(e["event"], e.get("step")) for e in sent] == [
+        ("start", None), ("step", 100), ("validation", 5)
+    ]  # fmt: skip
+
+
 def test_no_answer_in_time(server: Server) -> None:
     server.answers = [(HANG, {})]
     answer = webhooks.post(Address(server.url, "one"), webhooks.Message(b"{}", "x/y"), 0.05)
@@ -251,6 +324,8 @@ def test_discord(server: Server) -> None:
     one.tell(Event("step", {"step": 100, "total_steps": 200, "loss": 0.25, "learning_rate": 1e-4}))
     one.tell(Event("validation", {"step": 5}, (EventFile("a.png", b"1"),)))
     one.tell(Event("end", {"message": "@everyone " + "x" * 3000}))
+    shown = {"step": 5, "picture": "a-32x32", "inference_step": 3, "num_inference_steps": 20}
+    one.tell(Event("preview", shown, (EventFile("a.png", b"1"),)))
     assert one.close() is None
     first = json.loads(server.got[0][1])
     assert first == {
@@ -261,6 +336,8 @@ def test_discord(server: Server) -> None:
     names = [part.get_param("name", header="content-disposition") for part in found]
     assert names == ["payload_json", "files[0]"]
     assert len(json.loads(server.got[2][1])["content"]) == 2000
+    text = json.loads(parts(*server.got[3])[0].get_payload(decode=True))  # type: ignore[arg-type]
+    assert text["content"] == "**cats** preview · step 5 · a-32x32 · drawn 3 · of 20"
 
 
 def test_numbers_that_json_cannot_say() -> None:

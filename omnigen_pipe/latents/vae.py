@@ -104,29 +104,74 @@ def load_vae(folder: Path, options: VaeConfig, device: torch.device) -> Any:
 
     with quiet_imports():
         from diffusers import AutoencoderKL
-    from safetensors import SafetensorError
 
     vae_config(folder)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.vae_dtype]
-    try:
-        vae, loaded = AutoencoderKL.from_pretrained(
-            folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
-        )
-    # What diffusers raises for damaged weights and wrong configurations; there is no common base.
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise _unusable(folder, " ".join(str(error).split())) from error
-    # diffusers only warns of what is missing, and leaves it without values.
-    missing = set(loaded["missing_keys"])
-    missing |= {name for name, parameter in vae.named_parameters() if parameter.is_meta}
-    if missing:
-        names = ", ".join(sorted(missing)[:3])
-        raise _unusable(folder, f"{len(missing)} tensors are missing, such as {names}")
-    vae.eval().requires_grad_(False).to(device)
+    vae = _frozen(AutoencoderKL, folder, dtype, "pretrained_vae_model_name_or_path").to(device)
     if options.vae_enable_tiling:
         enable_tiling(vae, options.vae_tile_size)
     if options.vae_enable_slicing:
         vae.enable_slicing()
     return vae
+
+
+def load_tiny(folder: Path) -> Any:
+    """diffusers' AutoencoderTiny from `folder`, frozen, in float32 on the CPU: it decodes the
+    latents of SDXL, and takes them scaled.
+
+    Raises `UsageError` where it is none, or of other latents.
+    """
+    import torch
+
+    with quiet_imports():
+        from diffusers import AutoencoderTiny
+
+    _check_tiny(folder)
+    return _frozen(AutoencoderTiny, folder, torch.float32, "validation_preview_model")
+
+
+def _check_tiny(folder: Path) -> None:
+    """Raise `UsageError` where `folder` does not hold an AutoencoderTiny of SDXL's shape."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, channels = config["_class_name"], config.get("latent_channels", LATENT_CHANNELS)
+        blocks = config.get("num_decoder_blocks", [3, 3, 3, 1])
+        scale = config.get("upsampling_scaling_factor", 2) ** (len(blocks) - 1)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} cannot be read as that of an AutoencoderTiny ({error}). Name another in "
+            "validation_preview_model, or set validation_preview = false."
+        ) from error
+    if (kind, channels, scale) != ("AutoencoderTiny", LATENT_CHANNELS, DOWNSCALE):
+        raise UsageError(
+            f"{path} describes {kind} with {channels} latent channels at 1/{scale} of the size, "
+            f"but previews need AutoencoderTiny with {LATENT_CHANNELS} at 1/{DOWNSCALE}, such as "
+            "madebyollin/taesdxl. Name another in validation_preview_model."
+        )
+
+
+def _frozen(kind: Any, folder: Path, dtype: torch.dtype, option: str) -> Any:
+    """The autoencoder of diffusers' class `kind` in `folder`, which `option` names, frozen.
+
+    Raises `UsageError` where the weights cannot be read, are not all there, or do not fit.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        found, loaded = kind.from_pretrained(
+            folder, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+        )
+    # What diffusers raises for damaged weights and wrong configurations; there is no common base.
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise _unusable(folder, " ".join(str(error).split()), option) from error
+    # diffusers only warns of what is missing, and leaves it without values.
+    missing = set(loaded["missing_keys"])
+    missing |= {name for name, parameter in found.named_parameters() if parameter.is_meta}
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise _unusable(folder, f"{len(missing)} tensors are missing, such as {names}", option)
+    return found.eval().requires_grad_(False)
 
 
 def enable_tiling(vae: Any, side: int) -> None:
@@ -136,8 +181,8 @@ def enable_tiling(vae: Any, side: int) -> None:
     vae.tile_latent_min_size = side // DOWNSCALE
 
 
-def _unusable(folder: Path, why: str) -> UsageError:
+def _unusable(folder: Path, why: str, option: str) -> UsageError:
     return UsageError(
         f"The VAE in {folder} cannot be loaded: {why.rstrip('.')}. Fetch the model again, or name "
-        "another in pretrained_vae_model_name_or_path."
+        f"another in {option}."
     )

@@ -72,6 +72,7 @@ def build_pipeline(
     )
     pipe.encode_input_images = _no_input_images  # diffusers' own asks the VAE even for none
     pipe.set_progress_bar_config(disable=True)
+    pipe._callback_tensor_inputs = ["latents", "noise_pred"]  # all that `draw_latents` asks for
     pipe.adapter = network
     pipe.adapter_multiplier = None if network is None else network.multiplier
     return pipe
@@ -165,11 +166,20 @@ def draw_latents(
     settings: Settings,
     autocast: AbstractContextManager[Any],
     on_step: Callable[[], object] = lambda: None,
+    on_estimate: Callable[[int, torch.Tensor], object] | None = None,
 ) -> torch.Tensor:
-    """What `draw` decodes: scaled clean latents `[B, 4, H/8, W/8]`, float32."""
+    """What `draw` decodes: scaled clean latents `[B, 4, H/8, W/8]`, float32.
 
-    def step_ended(*_: object) -> dict[str, Any]:
+    `on_estimate` is told, after each step, how many are done and what this would be by the velocity
+    of that step (`clean_estimate`); it must not change it.
+    """
+
+    def step_ended(_: object, index: int, __: object, tensors: dict[str, Any]) -> dict[str, Any]:
         on_step()
+        if on_estimate is not None:
+            after = pipe.scheduler.sigmas[index + 1]  # inverted: it is the time
+            velocity = tensors["noise_pred"]  # guided
+            on_estimate(index + 1, clean_estimate(tensors["latents"], velocity, after))
         return {}
 
     pipe.multimodal_processor.negative_prompt = settings.negative_prompt
@@ -184,8 +194,20 @@ def draw_latents(
             output_type="latent",
             return_dict=False,
             callback_on_step_end=step_ended,
+            callback_on_step_end_tensor_inputs=["latents", "noise_pred"],
         )[0]
     return latents
+
+
+def clean_estimate(
+    noisy: torch.Tensor, velocity: torch.Tensor, time: torch.Tensor | float
+) -> torch.Tensor:
+    """The clean latent to which `noisy`, at `time` (0 is noise, 1 is clean), would come by keeping
+    to `velocity`: x_t + (1 - t) v, which for x_t = t x1 + (1 - t) x0 and v = x1 - x0 is x1.
+
+    An Euler step with that velocity changes nothing of it.
+    """
+    return noisy + (1 - time) * velocity
 
 
 @contextmanager
@@ -214,9 +236,6 @@ def decoded(
     `vae` and `latent` are on the device that computes. Where memory is too short, `vae` decodes in
     tiles from then on, which `say` tells. Raises `torch.OutOfMemoryError` where that does not do.
     """
-    with quiet_imports():
-        from diffusers.image_processor import VaeImageProcessor
-
     pixels = None
     try:
         pixels = _pixels(vae, latent)
@@ -232,6 +251,21 @@ def decoded(
             f"pictures are decoded in tiles of {_TILE} px, which changes them slightly."
         )
         pixels = _pixels(vae, latent)
+    return _picture(pixels)
+
+
+def preview(tiny: Any, latent: torch.Tensor) -> Image.Image | None:
+    """The picture of one scaled latent `[4, H/8, W/8]` by the AutoencoderTiny `tiny`, RGB; None
+    where it is not finite. Both are on one device. Raises `RuntimeError` where torch does."""
+    with torch.autocast(latent.device.type, enabled=False):
+        return _picture(_pixels(tiny, latent))
+
+
+def _picture(pixels: torch.Tensor) -> Image.Image | None:
+    """The picture of `[1, 3, H, W]` from -1 to 1; None where they are not finite."""
+    with quiet_imports():
+        from diffusers.image_processor import VaeImageProcessor
+
     if not bool(pixels.isfinite().all()):
         return None
     picture: Image.Image = VaeImageProcessor().postprocess(pixels, output_type="pil")[0]

@@ -2,18 +2,20 @@
 
     runs/<name>/validation/step-000200/<nickname>-1024x1024.png
                                        <nickname>-1024x1024-ema.png
+                                       previews/<nickname>-1024x1024-step-05.png
 
 Which files a run lacks is known without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from manifests.errors import UsageError
-from omnigen_pipe.config import Config
+from omnigen_pipe.config import Config, ValidationConfig
 from omnigen_pipe.prompts.library import validation_prompts
 from omnigen_pipe.sampling.requests import (
     Request,
@@ -24,7 +26,9 @@ from omnigen_pipe.sampling.requests import (
 )
 from omnigen_pipe.workspace import Workspace
 
-FOLDER_NAME = "validation"
+FOLDER_NAME, PREVIEWS_NAME = "validation", "previews"
+#: Of a preview's file: the picture's own name, and the step of drawing.
+_PREVIEW = re.compile(r"(?P<picture>.+)-step-\d{2,}\.png")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,35 @@ class Wanted:
         end = "-ema" if self.average else ""
         return folder / FOLDER_NAME / f"step-{step:06d}" / f"{self.name}{end}.png"
 
+    def preview_file(self, folder: Path, step: int, number: int) -> Path:
+        """The file of its preview after `number` of the steps in which it is drawn."""
+        picture = self.file(folder, step)
+        digits = max(2, len(str(self.settings.num_inference_steps)))
+        return picture.parent / PREVIEWS_NAME / f"{picture.stem}-step-{number:0{digits}d}.png"
+
+
+def previews(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The previews in the run's `folder`, each with the name of its picture's file."""
+    for step in sorted((folder / FOLDER_NAME).glob("step-*")):
+        inner = step / PREVIEWS_NAME
+        if step.is_symlink() or inner.is_symlink() or not inner.is_dir():
+            continue
+        for path in sorted(inner.iterdir()):
+            if (found := _PREVIEW.fullmatch(path.name)) is not None:
+                yield path, f"{found['picture']}.png"
+
 
 def is_due(step: int, total_steps: int, config: Config) -> bool:
     """Whether there is a validation after `step` of a run of `total_steps`."""
     interval = config.validation.validation_step_interval
     return interval > 0 and (step % interval == 0 or step == total_steps)
+
+
+def without_effect(options: ValidationConfig) -> str | None:
+    """A sentence where something is asked of validations, and there are none."""
+    if options.validation_step_interval or not options.validation_preview:
+        return None
+    return "validation_preview has no effect: validation_step_interval is 0, so nothing is drawn."
 
 
 def wanted(workspace: Workspace, own: Settings) -> list[Wanted]:

@@ -123,6 +123,7 @@ _REMARKS = {
     "base_model_precision": "only the blocks' linear layers; fp8-torchao here quantises no "
     "activations",
     "dynamo_backend": "here always block by block, with dynamic shapes",
+    "validation_preview": "there not for OmniGen; here also without a webhook, into files",
     "push_checkpoints_to_hub": "each replaces the one before in a commit of its own",
     "model_card_note": "at the top of the model card",
 }

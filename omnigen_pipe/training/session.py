@@ -26,7 +26,7 @@ from omnigen_pipe.runs.frozen import FrozenSamples, describe, locate
 from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
 from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.runs.trackers import opened
-from omnigen_pipe.sampling.validation import is_due
+from omnigen_pipe.sampling.validation import is_due, without_effect
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training import evaluation, optimizers, schedule
@@ -36,6 +36,7 @@ from omnigen_pipe.training.loop import LESS_MEMORY, Course, Progressed, train
 from omnigen_pipe.training.loss_window import WINDOW_STEPS, LossWindow, sums_of
 from omnigen_pipe.training.plan import Plan
 from omnigen_pipe.training.preflight import largest_batch, rehearse
+from omnigen_pipe.training.previews import Previews, load_previews
 from omnigen_pipe.training.processes import Processes
 from omnigen_pipe.training.state import read_state, write_state
 from omnigen_pipe.training.trainee import Trainee, load_trainee
@@ -170,6 +171,7 @@ class Session:
             self.lokr.unused_factor(),
             optimizers.note(config, device),
             schedule.note(total, config),
+            without_effect(self.workspace.config.validation),
         )
         for remark in remarks:
             if remark is not None:
@@ -293,12 +295,13 @@ class Session:
         self, trainee: Trainee, position: Position, course: Course, summary: Summary
     ) -> Validator:
         """What draws validation pictures."""
+        painter = load_painter(self.workspace, trainee, self.processes)
         return Validator(
             self.workspace,
             self.this.folder,
             position.step,
             trainee,
-            load_painter(self.workspace, trainee, self.processes),
+            painter,
             self.lokr,
             self.origin,
             self.processes,
@@ -307,6 +310,27 @@ class Session:
             summary,
             course.metrics,
             self.events,
+            self._previews(summary),
+        )
+
+    def _previews(self, summary: Summary) -> Previews | None:
+        """What shows pictures while they are drawn, where that is wanted; in the first process."""
+        if not self.processes.is_first:
+            return None
+        sharded = self.workspace.config.train.fsdp_enable
+        if self.workspace.config.validation.validation_preview and not sharded:
+            others = self.processes.size - 1
+            if others:
+                summary.say(
+                    self.progress,
+                    "Previews are of the pictures that the first process draws: the other "
+                    f"{others} draw theirs without.",
+                )
+        return load_previews(
+            self.workspace,
+            self.this.folder,
+            self.events,
+            lambda sentence: summary.say(self.progress, sentence),
         )
 
     @property

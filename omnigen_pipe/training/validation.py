@@ -48,6 +48,7 @@ from omnigen_pipe.sampling.validation import Wanted
 from omnigen_pipe.stop import Stopped, StopRequest
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training.adapted import Adapted
+from omnigen_pipe.training.previews import Previews
 from omnigen_pipe.training.processes import Processes
 from omnigen_pipe.training.state import adapter_said, weights_in_use
 from omnigen_pipe.training.trainee import Trainee
@@ -124,6 +125,8 @@ class Validator:
     metrics: MetricsWriter | None
     #: Is told of pictures that were drawn; of the first process only.
     events: Events
+    #: What shows pictures while they are drawn; in the first process only, where that is wanted.
+    previews: Previews | None = None
     _texts: dict[Wanted, dict[str, str]] = field(default_factory=dict)
     #: Those that were published of the step that is being drawn.
     _published: list[Path] = field(default_factory=list)
@@ -147,6 +150,8 @@ class Validator:
                     )
                     if lacking and not counts["drawn"] + counts["failed"]:
                         self.progress.note(f"Drawing validation pictures {_when(step)}.")
+                    if lacking and self.previews is not None:
+                        self.previews.clear(step, lacking)
                     asked = self._draw(step, lacking, counts, advance)
                 if asked is not None:
                     break
@@ -186,7 +191,7 @@ class Validator:
                 advance(0, f"drawing {number} of {len(lacking)}, step {done} of {total}")
 
             mine = lacking[place] if place < len(lacking) else None
-            found: list[_Drawn] = self.processes.gathered(self._latent(mine, tell))
+            found: list[_Drawn] = self.processes.gathered(self._latent(step, mine, tell))
             if self.processes.is_first:
                 for picture, one in zip(lacking[first : first + size], found, strict=False):
                     self._finish(step, picture, one, counts)
@@ -195,7 +200,9 @@ class Validator:
                 return signals[0]
         return None
 
-    def _latent(self, picture: Wanted | None, tell: Callable[[int, int], object]) -> _Drawn:
+    def _latent(
+        self, step: int, picture: Wanted | None, tell: Callable[[int, int], object]
+    ) -> _Drawn:
         """What this process draws in its turn; nothing where there is no `picture` for it."""
         if picture is None:
             return _Drawn(signal=self.stop.signal)
@@ -208,11 +215,15 @@ class Validator:
             if not self.trainee.sharded:  # else the others would wait in the middle of the model
                 self.stop.obey()
 
+        def on_estimate(number: int, latents: torch.Tensor) -> None:
+            if self.previews is not None:
+                self.previews.show(step, picture, number, latents[0], self._texts[picture])
+
         pipe = self.painter.pipe
         set_strength(pipe, 1.0)
         try:
             (latent,) = draw_latents(
-                pipe, [picture.request], settings, self.trainee.autocast(), on_step
+                pipe, [picture.request], settings, self.trainee.autocast(), on_step, on_estimate
             )
             return _Drawn(latent.to(_CPU), signal=self.stop.signal)
         except Stopped as stopped:

@@ -17,8 +17,9 @@ from manifests.errors import UsageError
 from omnigen_pipe.config import parse
 from omnigen_pipe.device import exact_float32
 from omnigen_pipe.latents import vae
-from omnigen_pipe.latents.vae import load_vae, scaling_factor, vae_key
+from omnigen_pipe.latents.vae import load_tiny, load_vae, scaling_factor, vae_key
 from omnigen_pipe.workspace import Workspace
+from small_tiny import build_small_tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -287,3 +288,40 @@ def test_the_index_goes_before_the_single_file_as_in_diffusers(
     config = workspace(tmp_path / "w").config.vae
     loaded = load_vae(folder, config, torch.device("cpu")).state_dict()
     assert torch.equal(loaded[name], tensors[name] + 1)
+
+
+def test_a_tiny_decoder_is_frozen_and_on_the_cpu(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    tiny = load_tiny(build_small_tiny(tmp_path / "tiny"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not tiny.training
+    assert {(p.device.type, p.dtype, p.requires_grad) for p in tiny.parameters()} == {
+        ("cpu", torch.float32, False)
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent_channels": 16}, "16 latent channels at 1/8"),
+        ({"num_decoder_blocks": (1, 1), "decoder_block_out_channels": (8, 8)}, "at 1/2 of"),
+    ],
+)
+def test_a_tiny_decoder_of_other_latents_is_refused(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_tiny(build_small_tiny(tmp_path / "tiny", **options))
+
+
+def test_what_is_no_tiny_decoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="describes AutoencoderKL"):
+        load_tiny(folder)
+    with pytest.raises(UsageError, match="cannot be read as that of an AutoencoderTiny"):
+        load_tiny(tmp_path)
+    tiny = build_small_tiny(tmp_path / "tiny")
+    weights = load_file(tiny / WEIGHTS)
+    weights.pop("decoder.layers.0.weight")
+    save_file(weights, tiny / WEIGHTS)
+    with pytest.raises(UsageError, match=r"1 tensors are missing.*validation_preview_model"):
+        load_tiny(tiny)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
+from listening import SECRET, listener
 from PIL import Image
 from pipeline_project import Project
 
 from omnigen_pipe import hub, webhooks
 from writable_hub import TOKEN, State, writable_hub
 
-SECRET = "the-path-is-secret"
 REPOSITORY = "tester/cats"
 HUB = f"""
 [hub]
@@ -42,39 +37,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
         close_session()
         yield state
         close_session()
-
-
-def event_of(media_type: str, body: bytes) -> dict[str, Any]:
-    """What was posted; the files of a multipart one by their names, as `files`."""
-    if media_type == "application/json":
-        return dict(json.loads(body))
-    whole = message_from_bytes(f"Content-Type: {media_type}\r\n\r\n".encode() + body)
-    said, *files = [part for part in whole.walk() if not part.is_multipart()]
-    content = {file.get_filename(): file.get_payload(decode=True) for file in files}
-    return {**json.loads(str(said.get_payload())), "files": content}
-
-
-@contextmanager
-def listener(status: int = 204) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The secret address of a webhook that answers `status`, and the events that it was sent."""
-    got: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append(event_of(self.headers["Content-Type"], body))
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/{SECRET}", got
-        running.shutdown()
-        thread.join()
 
 
 def prepared(project: Callable[..., Project], folder: Path, extra: str, **train: object) -> Project:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     OmniGenPipeline,
     OmniGenTransformer2DModel,
@@ -26,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.config import LokrConfig
+from omnigen_pipe.latents.vae import load_tiny
 from omnigen_pipe.model import lokr
 from omnigen_pipe.model.attention import Spans
 from omnigen_pipe.model.transformer import load_transformer
@@ -37,10 +39,12 @@ from omnigen_pipe.sampling.pipeline import (
     draw,
     draw_latents,
     load_scheduler,
+    preview,
     set_strength,
 )
 from omnigen_pipe.sampling.requests import Request, Settings
 from omnigen_pipe.sampling.source import Source
+from small_tiny import build_small_tiny
 
 CPU = torch.device("cpu")
 SHORT = "a red circle"
@@ -473,3 +477,69 @@ def test_another_scheduler_is_refused(tmp_path: Path, change: dict[str, Any]) ->
 def test_a_folder_without_a_scheduler_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_scheduler(tmp_path)
+
+
+def _estimated(pipe: Any, settings: Settings) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What the picture of SHORT would be after each step, and what it is."""
+    estimates: dict[int, torch.Tensor] = {}
+    request = [Request("x", SHORT, 1)]
+    latents = draw_latents(
+        pipe, request, settings, nullcontext(), on_estimate=estimates.__setitem__
+    )
+    assert list(estimates) == list(range(1, settings.num_inference_steps + 1))
+    return list(estimates.values()), latents
+
+
+def test_with_the_true_velocity_every_estimate_is_the_clean_latent(
+    small_omnigen: Path, ours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (1, 4, SETTINGS.height // 8, SETTINGS.width // 8)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    clean = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    transformer = _transformer(small_omnigen)
+    velocity = torch.cat([clean - noise] * 2)
+    monkeypatch.setattr(transformer, "forward", lambda **_: (velocity,))
+    tokenizer = ours.multimodal_processor.tokenizer
+    pipe = build_pipeline(transformer, ours.vae, ours.scheduler, tokenizer)
+    estimates, latents = _estimated(pipe, SETTINGS)
+    for estimate in [*estimates, latents]:
+        assert torch.allclose(estimate, clean, atol=1e-5)
+
+
+def test_an_estimate_goes_all_the_way_with_the_guided_velocity(ours: Any) -> None:
+    """x_t + (1 - t) v, of what the model was given and said; and nothing changes by it."""
+    expected = []
+
+    def recorded(_: Any, __: Any, inputs: dict[str, Any], output: Any) -> None:
+        x = inputs["hidden_states"].chunk(2)[0]
+        wanted, unwanted = output[0].chunk(2)
+        guided = unwanted + SETTINGS.guidance_scale * (wanted - unwanted)
+        expected.append(x + (1 - inputs["timestep"][0]) * guided)
+
+    handle = ours.transformer.register_forward_hook(recorded, with_kwargs=True)
+    estimates, latents = _estimated(ours, SETTINGS)
+    handle.remove()
+    for one, other in zip(estimates, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert torch.equal(estimates[-1], latents)
+    assert float((estimates[0] - latents).abs().max()) > 0.01
+    alone = draw_latents(ours, [Request("x", SHORT, 1)], SETTINGS, nullcontext())
+    assert torch.equal(latents, alone)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_preview_is_what_diffusers_tiny_decoder_makes_of_a_latent(
+    tmp_path: Path, factor: float
+) -> None:
+    """In float32, also where a training draws in bfloat16."""
+    folder = build_small_tiny(tmp_path / "tiny", scaling_factor=factor)
+    latent = torch.randn((4, 4, 6), generator=torch.Generator().manual_seed(1))
+    tiny = AutoencoderTiny.from_pretrained(folder)
+    with torch.no_grad():
+        decoded = tiny.decode(latent[None] / factor).sample[0]
+    expected = ((decoded.permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = preview(load_tiny(folder), latent)
+    assert np.array_equal(levels(found), expected)
+    assert levels(found).shape == (32, 48, 3)
+    assert preview(load_tiny(folder), latent * torch.nan) is None
