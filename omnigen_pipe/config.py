@@ -494,6 +494,20 @@ class ValidationConfig(_Table):
     validation_preview_revision: str | None = Field(
         None, description="Branch, tag or commit of `validation_preview_model` on the hub."
     )
+    evaluation_type: Literal["none", "clip"] = Field(
+        "none",
+        description="`clip`: score each validation picture by how well CLIP finds that it fits its "
+        "prompt. Needs torchmetrics.",
+    )
+    pretrained_evaluation_model_name_or_path: str = Field(
+        "openai/clip-vit-large-patch14",
+        description="The CLIP that scores: a hub id or folder with its `config.json`, "
+        "`preprocessor_config.json`, `tokenizer.json` and weights in safetensors. Relative "
+        "folders start at the workspace.",
+    )
+    pretrained_evaluation_model_revision: str | None = Field(
+        None, description="Branch, tag or commit of that CLIP on the hub."
+    )
 
 
 def _checked_factor(value: int) -> int:

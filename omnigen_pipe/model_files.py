@@ -118,15 +118,21 @@ class Model:
 
 
 def lone_model(
-    workspace: Workspace, name: str, revision: str | None, *, download: bool = True
+    workspace: Workspace,
+    name: str,
+    revision: str | None,
+    weights: str = "diffusion_pytorch_model",
+    *,
+    download: bool = True,
 ) -> Path | None:
     """The folder of a model that is no OmniGen, and has no parts: a folder, or downloaded from the
-    hub.
+    hub. Its weights are in safetensors whose names begin with `weights`.
 
     Without `download` None where it would have to be fetched first. Raises `UsageError` where there
     is none.
     """
-    return _resolve(name, workspace.root, revision, list(_PATTERNS), download)
+    patterns = ["*.json", f"{weights}*.safetensors"]
+    return _resolve(name, workspace.root, revision, patterns, download)
 
 
 def model_part(workspace: Workspace, part: str) -> Path:

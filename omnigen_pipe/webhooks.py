@@ -52,6 +52,7 @@ _SAID = {
     "total_steps": "of {}",
     "loss": "loss {:.4g}",
     "learning_rate": "lr {:.1e}",
+    "clip_score": "CLIP score {:.2f}",
     "picture": "{}",
     "inference_step": "drawn {}",
     "num_inference_steps": "of {}",

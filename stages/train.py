@@ -27,7 +27,7 @@ from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.runs.pushing import CheckpointPusher
 from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.runs.trackers import check_trackers
-from omnigen_pipe.sampling import validation
+from omnigen_pipe.sampling import clip, validation
 from omnigen_pipe.sampling.requests import Settings
 from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.summary import Summary
@@ -253,6 +253,7 @@ def check(workspace: Workspace) -> LokrConfig:
         if options.validation_preview:  # a folder that is not there is said at once
             name, revision = options.validation_preview_model, options.validation_preview_revision
             lone_model(workspace, name, revision, download=False)
+    clip.check(workspace)
     check_trackers(config.report_to)
     if from_environment().is_first:
         webhooks.addresses(workspace.config.webhook)

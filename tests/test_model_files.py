@@ -197,7 +197,9 @@ def test_a_model_that_stands_alone_is_a_folder_or_of_the_hub(tmp_path: Path) -> 
     )
     (tmp_path / "omnigen-pipe.toml").write_text("")
     with serve("ann/tiny") as (endpoint, handler):
-        handler.files = {"config.json": b"{}", "weights.safetensors": b"", "weights.bin": b""}
+        weights = "diffusion_pytorch_model.safetensors"
+        others = ("decoder.safetensors", "diffusion_pytorch_model.bin")
+        handler.files = {name: b"{}" for name in ("config.json", weights, *others)}
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
             env=environment(endpoint, tmp_path / "hub"),
@@ -208,4 +210,4 @@ def test_a_model_that_stands_alone_is_a_folder_or_of_the_hub(tmp_path: Path) -> 
         assert not any("/main" in request for request in handler.requests)
     before, folder = done.stdout.split()
     assert (before, Path(folder).name) == ("None", COMMIT)
-    assert sorted(p.name for p in Path(folder).iterdir()) == ["config.json", "weights.safetensors"]
+    assert sorted(p.name for p in Path(folder).iterdir()) == ["config.json", weights]

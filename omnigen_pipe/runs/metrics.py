@@ -1,4 +1,5 @@
-"""What training measures, step by step: `metrics.jsonl`, `evaluations.jsonl` and trackers."""
+"""What training measures, step by step: `metrics.jsonl`, `evaluations.jsonl`, `scores.jsonl` and
+trackers."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from omnigen_pipe.runs.trackers import Tracker
 
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
+SCORES_NAME = "scores.jsonl"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -45,13 +47,14 @@ def truncate(path: Path, last_step: int, staging: Path) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends a line per step, and one per evaluation, and shows the same to `trackers`, which it
-    closes."""
+    """Appends a line per step, one per evaluation and one per validation that is scored, and shows
+    the same to `trackers`, which it closes."""
 
     def __init__(self, folder: Path, trackers: Sequence[Tracker] = ()) -> None:
         self._folder = folder
         self._metrics = (folder / METRICS_NAME).open("a", encoding="utf-8")
         self._evaluations = (folder / EVALUATIONS_NAME).open("a", encoding="utf-8")
+        self._scores = (folder / SCORES_NAME).open("a", encoding="utf-8")
         self._trackers = tuple(trackers)
 
     def __enter__(self) -> MetricsWriter:
@@ -65,7 +68,8 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         """Flush and close all; what fails here is raised where nothing failed before."""
-        closing: list[Callable[[], object]] = [self._metrics.close, self._evaluations.close]
+        files = (self._metrics, self._evaluations, self._scores)
+        closing: list[Callable[[], object]] = [file.close for file in files]
         closing += [partial(tracker.close, error is not None) for tracker in self._trackers]
         failure: PipeError | None = None
         for close in closing:
@@ -80,7 +84,7 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Bring the lines to the disk: a checkpoint must not outlive the lines before it."""
-        for file in (self._metrics, self._evaluations):
+        for file in (self._metrics, self._evaluations, self._scores):
             os.fsync(file.fileno())
 
     def write(
@@ -98,6 +102,20 @@ class MetricsWriter:
         """Record an evaluation after `step` in `evaluations.jsonl`, and `board` in trackers."""
         _append(self._evaluations, step, values)
         self._show(step, board)
+
+    def write_scores(
+        self, step: int, values: Mapping[str, Any], board: Mapping[str, float]
+    ) -> None:
+        """Record the scores of pictures after `step` in `scores.jsonl`, and `board` in trackers.
+
+        Where a step has several lines the last one holds: it is of more pictures.
+        """
+        _append(self._scores, step, values)
+        self._show(step, board)
+
+    def has_scores(self, step: int) -> bool:
+        """Whether scores of the pictures after `step` are recorded."""
+        return any(line["step"] == step for line in lines(self._folder / SCORES_NAME))
 
     def _show(self, step: int, scalars: Mapping[str, float]) -> None:
         for tracker in self._trackers:

@@ -7,6 +7,7 @@
         checkpoints/         see `checkpoints`
         metrics.jsonl        one line per optimizer step
         evaluations.jsonl    one line per evaluation
+        scores.jsonl         one line per validation whose pictures are scored
         training.lock        held by the command that trains
         variance.json        the latents' own variance, measured at the first start
         tensorboard/

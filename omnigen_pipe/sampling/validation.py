@@ -44,16 +44,20 @@ class Wanted:
         """The nickname, made fit for a file, and the size."""
         return f"{self.request.name}-{self.settings.size}"
 
+    @property
+    def label(self) -> str:
+        """The name, and whether it is of the average: of all pictures, no two have the same."""
+        return f"{self.name}-ema" if self.average else self.name
+
     def file(self, folder: Path, step: int) -> Path:
         """Its file after `step`, in the run's `folder`."""
-        end = "-ema" if self.average else ""
-        return folder / FOLDER_NAME / f"step-{step:06d}" / f"{self.name}{end}.png"
+        return folder / FOLDER_NAME / f"step-{step:06d}" / f"{self.label}.png"
 
     def preview_file(self, folder: Path, step: int, number: int) -> Path:
         """The file of its preview after `number` of the steps in which it is drawn."""
         picture = self.file(folder, step)
         digits = max(2, len(str(self.settings.num_inference_steps)))
-        return picture.parent / PREVIEWS_NAME / f"{picture.stem}-step-{number:0{digits}d}.png"
+        return picture.parent / PREVIEWS_NAME / f"{self.label}-step-{number:0{digits}d}.png"
 
 
 def previews(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -75,9 +79,21 @@ def is_due(step: int, total_steps: int, config: Config) -> bool:
 
 def without_effect(options: ValidationConfig) -> str | None:
     """A sentence where something is asked of validations, and there are none."""
-    if options.validation_step_interval or not options.validation_preview:
+    asked = [
+        name
+        for name, is_asked in (
+            ("validation_preview", options.validation_preview),
+            ("evaluation_type", options.evaluation_type != "none"),
+        )
+        if is_asked
+    ]
+    if options.validation_step_interval or not asked:
         return None
-    return "validation_preview has no effect: validation_step_interval is 0, so nothing is drawn."
+    have = "has" if len(asked) == 1 else "have"
+    return (
+        f"{' and '.join(asked)} {have} no effect: validation_step_interval is 0, so nothing is "
+        "drawn."
+    )
 
 
 def wanted(workspace: Workspace, own: Settings) -> list[Wanted]:

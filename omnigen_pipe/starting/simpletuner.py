@@ -94,6 +94,7 @@ _SPELLINGS = {
 _PATHS = {
     "pretrained_model_name_or_path",
     "pretrained_vae_model_name_or_path",
+    "pretrained_evaluation_model_name_or_path",
     "user_prompt_library",
     "instance_data_dir",
     "mask",
@@ -123,6 +124,9 @@ _REMARKS = {
     "base_model_precision": "only the blocks' linear layers; fp8-torchao here quantises no "
     "activations",
     "dynamo_backend": "here always block by block, with dynamic shapes",
+    "evaluation_type": "from 0 to 100; by openai/clip-vit-large-patch14 where none is named",
+    "pretrained_evaluation_model_name_or_path": "only safetensors are read; "
+    "openai/clip-vit-large-patch14 has them",
     "validation_preview": "there not for OmniGen; here also without a webhook, into files",
     "push_checkpoints_to_hub": "each replaces the one before in a commit of its own",
     "model_card_note": "at the top of the model card",
@@ -243,7 +247,6 @@ _NOT_SUPPORTED = {
     "validation_*": "no such choice of validation pictures here",
     "num_validation_images": "each validation prompt is drawn once at each size",
     "eval_*": "evaluation is on every dataset with dataset_type eval, at fixed times",
-    "evaluation_type": "CLIP scores are not there yet",
     "base_model_default_dtype": "see mixed_precision",
     "quantize_activations": "only weights are quantised here: with activations, gradients of the "
     "adapter become wrong",

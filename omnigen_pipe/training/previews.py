@@ -98,7 +98,7 @@ class Previews:
             "preview",
             EventFile(path.name, content),
             step=step,
-            picture=picture.file(self.folder, step).stem,
+            picture=picture.label,
             inference_step=number,
             num_inference_steps=total,
         )

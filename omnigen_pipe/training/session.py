@@ -23,9 +23,17 @@ from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Checkpoint, Position, locate_adapter
 from omnigen_pipe.runs.conditions import processor, versions
 from omnigen_pipe.runs.frozen import FrozenSamples, describe, locate
-from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, MetricsWriter, truncate
+from omnigen_pipe.runs.metrics import (
+    EVALUATIONS_NAME,
+    METRICS_NAME,
+    SCORES_NAME,
+    MetricsWriter,
+    truncate,
+)
 from omnigen_pipe.runs.run import Run, Start
 from omnigen_pipe.runs.trackers import opened
+from omnigen_pipe.sampling import clip
+from omnigen_pipe.sampling.clip import ClipScorer
 from omnigen_pipe.sampling.validation import is_due, without_effect
 from omnigen_pipe.stop import stop_on_signal
 from omnigen_pipe.summary import Summary
@@ -40,7 +48,7 @@ from omnigen_pipe.training.previews import Previews, load_previews
 from omnigen_pipe.training.processes import Processes
 from omnigen_pipe.training.state import read_state, write_state
 from omnigen_pipe.training.trainee import Trainee, load_trainee
-from omnigen_pipe.training.validation import Validator, load_painter
+from omnigen_pipe.training.validation import Painter, Validator, load_painter
 from omnigen_pipe.workspace import Workspace
 
 
@@ -231,7 +239,8 @@ class Session:
             if "samples_by_t" in line:  # not of earlier versions
                 window.add(sums_of(line))
         # The evaluation before the first step is of a checkpoint's past only where there is one.
-        truncate(folder / EVALUATIONS_NAME, position.step or -1, staging)
+        for name in (EVALUATIONS_NAME, SCORES_NAME):
+            truncate(folder / name, position.step or -1, staging)
         config = self.workspace.config.train
         trackers = opened(
             config.report_to,
@@ -311,7 +320,23 @@ class Session:
             course.metrics,
             self.events,
             self._previews(summary),
+            self._scorer(painter, summary),
         )
+
+    def _scorer(self, painter: Painter, summary: Summary) -> ClipScorer | None:
+        """What scores pictures, where that is wanted; in the first process."""
+        if not self.processes.is_first or not clip.is_wanted(self.workspace.config.validation):
+            return None
+        scorer = clip.load_scorer(self.workspace)
+        prompts = {picture.request.prompt for picture in painter.pictures}
+        cut = sum(scorer.is_cut(prompt) for prompt in prompts)
+        if cut:
+            summary.say(
+                self.progress,
+                f"{cut} of {len(prompts)} validation prompts are longer than CLIP reads: their "
+                "ends do not count in the scores.",
+            )
+        return scorer
 
     def _previews(self, summary: Summary) -> Previews | None:
         """What shows pictures while they are drawn, where that is wanted; in the first process."""

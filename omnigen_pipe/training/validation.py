@@ -13,7 +13,7 @@ Given up: drawing several pictures in one batch, whose last bits would depend on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from omnigen_pipe.progress import Advance, Progress
 from omnigen_pipe.runs.checkpoints import ADAPTER_NAME, EMA_NAME
 from omnigen_pipe.runs.metrics import MetricsWriter
 from omnigen_pipe.sampling import validation
+from omnigen_pipe.sampling.clip import ClipScorer
 from omnigen_pipe.sampling.files import save_picture, says
 from omnigen_pipe.sampling.metadata import picture_metadata
 from omnigen_pipe.sampling.pipeline import (
@@ -127,6 +128,8 @@ class Validator:
     events: Events
     #: What shows pictures while they are drawn; in the first process only, where that is wanted.
     previews: Previews | None = None
+    #: What scores pictures; in the first process only, where that is wanted.
+    scorer: ClipScorer | None = None
     _texts: dict[Wanted, dict[str, str]] = field(default_factory=dict)
     #: Those that were published of the step that is being drawn.
     _published: list[Path] = field(default_factory=list)
@@ -156,8 +159,39 @@ class Validator:
                 if asked is not None:
                     break
         free_memory()
-        self._report(step, counts, asked, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        scores = self._scores(step, pictures) if asked is None else {}
+        self._report(step, counts, scores, asked, seconds)
         return asked
+
+    def _scores(self, step: int, pictures: list[Wanted]) -> dict[str, Any]:
+        """The scores of those of `pictures` that are there, as a line of `scores.jsonl`; nothing
+        where they are not wanted, or recorded already."""
+        if self.scorer is None or self.metrics is None:
+            return {}
+        if not self._published and self.metrics.has_scores(step):
+            return {}
+        there = [one for one in pictures if says(one.file(self.folder, step), self._texts[one])]
+        asked = [(one.file(self.folder, step), one.request.prompt) for one in there]
+        failure = None
+        try:
+            found = list(self.scorer.scores(asked, self.trainee.device))
+        # Of a damaged file, and torch's own; of memory, too.
+        except (OSError, SyntaxError, RuntimeError, ValueError) as error:
+            failure = str(error).split("\n", 1)[0]
+        free_memory()
+        if failure is not None:
+            self._say(
+                f"The CLIP scores of the pictures {_when(step)} could not be computed, and "
+                f"training goes on: {failure}"
+            )
+            return {}
+        if not found:
+            return {}
+        scores = dict(zip(there, found, strict=True))
+        line = _as_line(scores)
+        self.metrics.write_scores(step, line, _as_board(scores))
+        return line
 
     def _lacking(self, step: int, pictures: list[Wanted]) -> list[Wanted]:
         """Those of `pictures` that are not there yet; the others are shown to trackers, where
@@ -215,15 +249,22 @@ class Validator:
             if not self.trainee.sharded:  # else the others would wait in the middle of the model
                 self.stop.obey()
 
-        def on_estimate(number: int, latents: torch.Tensor) -> None:
-            if self.previews is not None:
-                self.previews.show(step, picture, number, latents[0], self._texts[picture])
+        previews = self.previews
+
+        def show(number: int, latents: torch.Tensor) -> None:
+            assert previews is not None  # else it is not called
+            previews.show(step, picture, number, latents[0], self._texts[picture])
 
         pipe = self.painter.pipe
         set_strength(pipe, 1.0)
         try:
             (latent,) = draw_latents(
-                pipe, [picture.request], settings, self.trainee.autocast(), on_step, on_estimate
+                pipe,
+                [picture.request],
+                settings,
+                self.trainee.autocast(),
+                on_step,
+                None if previews is None else show,
             )
             return _Drawn(latent.to(_CPU), signal=self.stop.signal)
         except Stopped as stopped:
@@ -284,13 +325,27 @@ class Validator:
     def _say(self, sentence: str) -> None:
         self.summary.say(self.progress, sentence)
 
-    def _report(self, step: int, counts: dict[str, int], asked: int | None, seconds: float) -> None:
+    def _report(
+        self,
+        step: int,
+        counts: dict[str, int],
+        scores: dict[str, Any],
+        asked: int | None,
+        seconds: float,
+    ) -> None:
         folder = self.painter.pictures[0].file(self.folder, step).parent
-        self.summary.details["validation"] = {"step": step, **counts, "folder": str(folder)}
+        self.summary.details["validation"] = {
+            "step": step,
+            **counts,
+            **scores,
+            "folder": str(folder),
+        }
         self.summary.changed = self.summary.changed or counts["drawn"] > 0
         if self._published or counts["failed"]:
             files = [EventFile(path.name, path.read_bytes()) for path in self._published]
-            self.events.send("validation", *files, step=step, **counts)
+            self.events.send("validation", *files, step=step, **counts, **scores)
+        if scores:
+            self.progress.note(_sentence(step, scores))
         if counts["drawn"]:
             left = ", and the rest when the run goes on" if asked is not None else ""
             self.progress.note(
@@ -314,6 +369,39 @@ def in_use(model: Adapted) -> Iterator[None]:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         model.network.set_multiplier(strength)
+
+
+def _as_line(scores: Mapping[Wanted, float]) -> dict[str, Any]:
+    """The scores as a line of `scores.jsonl`: of each picture, and their mean."""
+    line: dict[str, Any] = {}
+    for end, average in (("", False), ("_ema", True)):
+        of_kind = [score for picture, score in scores.items() if picture.average == average]
+        if of_kind:
+            line[f"clip_score{end}"] = sum(of_kind) / len(of_kind)
+    return {**line, "clip_scores": {one.label: score for one, score in scores.items()}}
+
+
+def _as_board(scores: Mapping[Wanted, float]) -> dict[str, float]:
+    """The scores as trackers show them: of each picture, and mean, least and most."""
+    board: dict[str, float] = {}
+    for room, average in (("clip", False), ("clip_ema", True)):
+        of_kind = {one.name: score for one, score in scores.items() if one.average == average}
+        board |= {f"{room}/{name}": score for name, score in of_kind.items()}
+        values = list(of_kind.values())
+        if values:
+            board[f"{room}/mean"] = sum(values) / len(values)
+            board |= {f"{room}/min": min(values), f"{room}/max": max(values)}
+    return board
+
+
+def _sentence(step: int, scores: Mapping[str, Any]) -> str:
+    """The mean scores in words."""
+    said = [
+        f"{scores[name]:.2f}{of}"
+        for name, of in (("clip_score", ""), ("clip_score_ema", " of the average"))
+        if name in scores
+    ]
+    return f"CLIP score {_when(step)}: {', '.join(said)}"
 
 
 def _when(step: int) -> str:

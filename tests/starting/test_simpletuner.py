@@ -234,6 +234,8 @@ def test_the_guide_itself(tmp_path: Path) -> None:
         assert keys == expected
         assert {e.outcome for e in conversion.report} <= set(get_args(Outcome)) - {"unknown"}
         converted = loaded(conversion, root)
+        assert converted.validation.validation_preview
+        assert converted.validation.validation_preview_steps == 1
         text_embeds = [d for d in datasets if d.get("dataset_type") == "text_embeds"]
         assert len(converted.dataset) == len(datasets) - len(text_embeds)
         assert converted.validation.user_prompt_library == str(
@@ -253,6 +255,18 @@ def one(tmp_path: Path, **options: Any) -> tuple[Entry, config.Config]:
     [
         ("use_ema", "true", "taken over", "stalls"),
         ("use_ema", False, "taken over", ""),
+        ("validation_preview", "true", "taken over", "into files"),
+        ("--validation_preview_steps", "5", "taken over", ""),
+        ("evaluation_type", "clip", "taken over", "from 0 to 100"),
+        ("evaluation_type", "none", "taken over", ""),
+        ("evaluation_type", None, "not needed", "empty there"),
+        ("evaluation_type", "fid", "not supported", "not possible here"),
+        (
+            "pretrained_evaluation_model_name_or_path",
+            "openai/clip-vit-large-patch14-336",
+            "taken over",
+            "safetensors",
+        ),
         ("ema_device", "cpu", "not needed", "every step"),
         ("scheduled_sampling_max_step_offset", 4, "without effect there", "needs both"),
         ("scheduled_sampling_strategy", "uniform", "not supported", "Euler"),
