@@ -6,6 +6,8 @@ import json
 import random
 import re
 import time
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from omnigen_pipe.embedded.making import PLAN_NAME, Making, begun, note_versions
 from omnigen_pipe.embedded.rates import draw_scenes, measure
 from omnigen_pipe.latents.vae import load_vae
 from omnigen_pipe.prompts.template import CFG_PROMPT, render
-from omnigen_pipe.sampling.requests import Settings
+from omnigen_pipe.sampling.pipeline import draw_latents
+from omnigen_pipe.sampling.requests import Request, Settings
+from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.world.drawing import paint
 from omnigen_pipe.world.scenes import BUCKETS, NEW_SHAPE, imagine
 
@@ -153,3 +157,19 @@ def test_nothing_of_the_place_where_it_was_made_is_shipped(embedded: Path) -> No
     for path in embedded.rglob("*.json"):
         assert "_name_or_path" not in path.read_text()
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in embedded.rglob("*"))
+
+
+def test_while_it_draws_the_picture_is_known_ever_better(embedded: Path) -> None:
+    """What previews show comes nearer with every step, and half way it is nearly there."""
+    source = Source(str(embedded), Path("/"))
+    pipe = source.pipeline(source.tokenizer(), CPU, torch.float32)
+    settings = Settings(width=64, height=64, num_inference_steps=10)
+    estimates: dict[int, torch.Tensor] = {}
+    request = [Request("x", "a red circle", 1)]
+    latents = draw_latents(
+        pipe, request, settings, nullcontext(), on_estimate=estimates.__setitem__
+    )
+    errors = [float((one - latents).square().mean()) for one in estimates.values()]
+    assert all(later < earlier for earlier, later in pairwise(errors))
+    assert errors[4] < 0.1 * float(latents.square().mean())
+    assert errors[-1] == 0
