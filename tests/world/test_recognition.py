@@ -198,8 +198,15 @@ def test_another_verdict_is_another_version() -> None:
             verdicts.append(judge(blurred, scene))
     right = sum(verdict.right for verdict in verdicts)
     assert 50 < right < 150
-    identity = blake3(repr(verdicts).encode()).hexdigest()[:16]
-    assert (recognition.VERSION, right, identity) == (3, 132, "252dc599dc01ed23")
+    # These pictures may lie on the same side of a limit before and after it is moved.
+    limits = sorted(
+        (name, value)
+        for name, value in vars(recognition).items()
+        if name.isupper() and isinstance(value, (int, float)) and name != "VERSION"
+    )
+    assert len(limits) >= 7
+    identity = blake3(repr((verdicts, limits)).encode()).hexdigest()[:16]
+    assert (recognition.VERSION, right, identity) == (3, 132, "b535f7c5d5c3a2ee")
 
 
 def test_names_of_colours_do_not_run_together() -> None:
