@@ -1,7 +1,8 @@
 """Writes the reference pages of `docs/` from the code; `--check` says whether they are current.
 
 `configuration.md` comes from the pydantic models, `manifests.md` from the Arrow schemas,
-`commands.md` from the help texts. Run it after changing any of these: `make docs`.
+`commands.md` from the help texts, `simpletuner-keys.md` from the converter's tables. Run it after
+changing any of these: `make docs`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from manifests.schema import MANIFESTS
 from omnigen_pipe import config
 from omnigen_pipe.cli import app
+from omnigen_pipe.starting import simpletuner_keys
 
 DOCS = Path(__file__).resolve().parent
 MADE = "<!-- Made by docs/generate.py from the code: change that, then run `make docs`. -->\n"
@@ -143,10 +145,42 @@ def commands() -> str:
     return "\n".join(lines) + "\n"
 
 
+def converted_keys() -> str:
+    """The page of what the converter knows of SimpleTuner's keys."""
+    values = {
+        f"{key} = {value}": note for (key, value), (_, note) in simpletuner_keys.VALUES.items()
+    }
+    renamed = {key: f"`{name}`" for key, name in simpletuner_keys.SPELLINGS.items()}
+    optimizers = {
+        f"optimizer = {there}": f"`{here}`" for there, here in simpletuner_keys.OPTIMIZERS.items()
+    }
+    parts = {
+        "The same here, with a remark": simpletuner_keys.REMARKS,
+        "Another name here": renamed | optimizers,
+        "Taken over, and different": simpletuner_keys.CHANGES | values,
+        "Not needed": simpletuner_keys.NOT_NEEDED,
+        "Without effect there": simpletuner_keys.WITHOUT_EFFECT,
+        "Not supported": simpletuner_keys.NOT_SUPPORTED,
+    }
+    lines = [
+        "# SimpleTuner's keys, one by one",
+        MADE,
+        "What `omnigen-pipe init --from-simpletuner` knows of keys whose meaning needs a word. "
+        "Any other key that [stands in the configuration](configuration.md) under the same name is "
+        "taken over as it is, and one that stands nowhere is reported as unknown. `*` stands for "
+        "any ending. [Coming from there](from-simpletuner.md) is another page.",
+    ]
+    for title, entries in parts.items():
+        lines += [f"\n## {title}\n", "| key there | here |", "|---|---|"]
+        lines += [f"| `{_cell(key)}` | {_cell(note)} |" for key, note in entries.items()]
+    return "\n".join(lines) + "\n"
+
+
 PAGES = {
     "configuration.md": configuration,
     "manifests.md": manifests,
     "commands.md": commands,
+    "simpletuner-keys.md": converted_keys,
 }
 
 
