@@ -18,7 +18,7 @@ CODE = sorted(
 FLOORS = [
     {"omnigen_pipe.cli"},
     {"stages"},
-    {"omnigen_pipe.demo", "omnigen_pipe.memory", "omnigen_pipe.starting"},
+    {"omnigen_pipe.demo", "omnigen_pipe.memory", "omnigen_pipe.report", "omnigen_pipe.starting"},
     {"omnigen_pipe.embedded"},
     {"omnigen_pipe.export", "omnigen_pipe.maintenance", "omnigen_pipe.training"},
     {"omnigen_pipe.runs", "omnigen_pipe.sampling"},

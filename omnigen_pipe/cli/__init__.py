@@ -23,6 +23,7 @@ from omnigen_pipe.cli import (
     export,
     generate,
     init,
+    inspection,
     maintenance,
     one_stage,
 )
@@ -54,7 +55,7 @@ COMMANDS = (
     maintenance.verify,
     demo.demo,
     generate.generate,
-    adapter.inspect,
+    inspection.inspect,
     export.export,
     maintenance.status,
     maintenance.gc,

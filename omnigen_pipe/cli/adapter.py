@@ -1,4 +1,4 @@
-"""The commands that judge an adapter and look into it: `eval` and `inspect`."""
+"""The command that judges adapters: `eval`."""
 
 from __future__ import annotations
 
@@ -62,34 +62,3 @@ def evaluate(
         print(json.dumps([score.as_json() for score in scores], indent=2))
     else:
         scoring.show(scores, opened.root)
-
-
-@command(
-    "inspect",
-    epilog="Examples:  \n"
-    "`omnigen-pipe inspect runs/default`  \n"
-    "`omnigen-pipe inspect runs/default/checkpoints/step-00001000/adapter.safetensors`",
-)
-def inspect(
-    adapter: Annotated[
-        Path,
-        typer.Argument(
-            parser=given_path,
-            help="An adapter's file, a checkpoint's folder, or a run's: its newest checkpoint.",
-        ),
-    ],
-    as_json: JsonOption = False,
-) -> None:
-    """Say what an adapter file holds: configuration, modules, size and strength of the change."""
-    from omnigen_pipe.model.inspection import inspect_adapter, show_report
-    from omnigen_pipe.progress import Progress
-    from omnigen_pipe.runs.checkpoints import locate_adapter
-
-    file, passed_over = locate_adapter(adapter)
-    report = inspect_adapter(file)
-    for sentence in passed_over:
-        Progress().note(sentence, always=True)
-    if as_json:
-        print(json.dumps({**report.as_json(), "notes": passed_over}, indent=2))
-    else:
-        show_report(report)

@@ -15,7 +15,7 @@ from manifests.errors import UsageError
 from omnigen_pipe.config import DatasetConfig
 from omnigen_pipe.images.candidates import Candidates
 from omnigen_pipe.images.captions import LIST_STRATEGIES
-from omnigen_pipe.images.hub_dataset import hub_root, why_no_images
+from omnigen_pipe.images.hub_dataset import hub_root, is_cached, why_no_images
 from omnigen_pipe.images.listing import Listing, list_path, listed_candidates, read_listing
 from omnigen_pipe.images.mask_files import MaskFiles, find_masks, mask_root
 from omnigen_pipe.images.walk import walk
@@ -54,6 +54,19 @@ def dataset_root(workspace: Workspace, dataset: DatasetConfig, refresh: bool = F
             f"{workspace.root / 'omnigen-pipe.toml'}, or mount the disk it is on."
         )
     return root
+
+
+def reachable_roots(workspace: Workspace) -> dict[str, Path]:
+    """The folder of each dataset that is within reach without a download, by the dataset's id."""
+    roots = {}
+    for dataset in workspace.config.datasets:
+        if dataset.instance_data_dir.startswith("hf://") and not is_cached(dataset):
+            continue
+        try:
+            roots[dataset.id] = dataset_root(workspace, dataset)
+        except UsageError:
+            continue
+    return roots
 
 
 def find(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Found:

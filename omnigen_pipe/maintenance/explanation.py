@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from manifests.errors import PipeError, UsageError
 from manifests.query import query
+from manifests.views import current_latents, current_prompts
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.images.hub_dataset import is_cached
-from omnigen_pipe.images.sources import dataset_root
-from omnigen_pipe.latents.shards import MASKS_KEY
+from omnigen_pipe.images.sources import reachable_roots
+from omnigen_pipe.latents.shards import MASKS_KEY, shard_paths
 from omnigen_pipe.latents.vae import inputs_key, vae_inputs
-from omnigen_pipe.latents.wanted import known_latents
 from omnigen_pipe.model_files import local_model_part
 from omnigen_pipe.prompts import tokenizer as tokenizers
-from omnigen_pipe.prompts.wanted import known_prompts
 from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.runs.run import Run
 from omnigen_pipe.workspace import Workspace
@@ -32,6 +30,8 @@ _PREFIX = re.compile(r"[0-9a-f]{6,32}")
 _MOST = 20
 _SIMILAR = 3
 
+_FILES = pa.schema([("dataset", pa.string()), ("path", pa.string())])
+
 
 def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
     """What is known of the samples that `wanted` names: a sample_id or its beginning, or a path.
@@ -39,12 +39,22 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
     A path is relative to its dataset's folder, with or without `DATASET:` before it, or one from
     the current folder. Raises `UsageError` where nothing, or too much, has that name.
     """
-    roots = _roots(workspace)
+    roots = reachable_roots(workspace)
     samples = _samples(workspace, wanted, roots)
     if not samples:
         raise UsageError(_unknown(workspace, wanted, roots))
     if len(samples) > _MOST:
         raise UsageError(f"{len(samples)} samples begin with {wanted}: give more of the sample_id.")
+    explained = explain_samples(workspace, samples, roots)
+    return [{**one, "runs": _runs(workspace, one["sample_id"])} for one in explained]
+
+
+def explain_samples(
+    workspace: Workspace, samples: list[dict[str, Any]], roots: dict[str, Path]
+) -> list[dict[str, Any]]:
+    """The same of rows of the samples manifest, but for the runs; `roots` are the datasets' folders
+    within reach. The manifests are asked once for all of them."""
+    images = _images(workspace, samples)
     latents, vae_key = _latents(workspace, [row["pixels_key"] for row in samples])
     masks = _masks(workspace, [row["mask_key"] for row in samples if row["mask_key"]])
     prompts = _prompts(workspace, [key for row in samples for key in row["prompt_keys"]])
@@ -54,7 +64,7 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
             "status": row["status"],
             "reason": row["reason"],
             "file": _file(row, roots),
-            "image": _image(workspace, row),
+            "image": images.get((row["dataset"], row["path"])),
             "geometry": _geometry(row),
             "latent": latents.get(row["pixels_key"]),
             "vae_key": vae_key,
@@ -64,23 +74,9 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
                 for text, key in zip(row["captions"], row["prompt_keys"], strict=True)
             ],
             "repeats": row["repeats"],
-            "runs": _runs(workspace, row["sample_id"]),
         }
         for row in samples
     ]
-
-
-def _roots(workspace: Workspace) -> dict[str, Path]:
-    """The folder of each dataset that is within reach."""
-    roots = {}
-    for dataset in workspace.config.datasets:
-        if dataset.instance_data_dir.startswith("hf://") and not is_cached(dataset):
-            continue
-        try:
-            roots[dataset.id] = dataset_root(workspace, dataset)
-        except UsageError:
-            continue  # gone: its samples are explained all the same, their files as missing
-    return roots
 
 
 def _samples(workspace: Workspace, wanted: str, roots: dict[str, Path]) -> list[dict[str, Any]]:
@@ -146,15 +142,18 @@ def _file(row: dict[str, Any], roots: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def _image(workspace: Workspace, row: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of images.parquet behind a sample."""
+def _images(
+    workspace: Workspace, samples: list[dict[str, Any]]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of images.parquet behind samples, by dataset and path."""
     found = query(
-        "SELECT * EXCLUDE (captions) FROM images WHERE dataset = ? AND path = ?",
-        row["dataset"],
-        row["path"],
+        "SELECT * EXCLUDE (captions) FROM images SEMI JOIN wanted USING (dataset, path)",
         images=workspace.images.source(),
+        wanted=pa.Table.from_pylist(
+            [{"dataset": row["dataset"], "path": row["path"]} for row in samples], schema=_FILES
+        ),
     ).to_pylist()
-    return found[0] if found else None
+    return {(row["dataset"], row["path"]): row for row in found}
 
 
 def _geometry(row: dict[str, Any]) -> dict[str, Any]:
@@ -170,18 +169,29 @@ def _latents(
     if folder is None:
         return {}, None
     key = inputs_key(vae_inputs(workspace, folder, remember=False))
-    known = known_latents(workspace, key)
-    rows = known.filter(pc.is_in(known["pixels_key"], pa.array(keys, pa.string()))).to_pylist()
-    return {row["pixels_key"]: row for row in rows}, key
+    return _known(workspace, key, keys), key
+
+
+def _known(
+    workspace: Workspace, vae_key: str, keys: Sequence[str | None]
+) -> dict[str, dict[str, Any]]:
+    """Those of the latents `keys` of the VAE `vae_key` that count, by pixels_key."""
+    # Rows that say what is damaged name shards, whatever their keys.
+    few = query(
+        """
+        SELECT * FROM latents
+        WHERE status = 'damaged' OR pixels_key IN (SELECT unnest($1::VARCHAR[]))
+        """,
+        list(keys),
+        latents=workspace.latents.source(),
+    )
+    known = current_latents(few, workspace.root, vae_key, locate=shard_paths(workspace.root))
+    return {row["pixels_key"]: row for row in known.to_pylist()}
 
 
 def _masks(workspace: Workspace, keys: list[str]) -> dict[str, dict[str, Any]]:
     """Those of the masks `keys` that count, by mask_key."""
-    if not keys:
-        return {}
-    known = known_latents(workspace, MASKS_KEY)
-    rows = known.filter(pc.is_in(known["pixels_key"], pa.array(keys, pa.string()))).to_pylist()
-    return {row["pixels_key"]: row for row in rows}
+    return _known(workspace, MASKS_KEY, keys) if keys else {}
 
 
 def _mask(row: dict[str, Any], masks: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -197,10 +207,18 @@ def _prompts(workspace: Workspace, keys: list[str]) -> dict[str, dict[str, Any]]
     folder = local_model_part(workspace, "tokenizer")
     if folder is None:
         return {}
-    known = known_prompts(workspace, tokenizers.load(folder).key)
-    rows = known.filter(pc.is_in(known["prompt_key"], pa.array(keys, pa.string()))).to_pylist()
+    few = query(
+        "SELECT * FROM prompts WHERE prompt_key IN (SELECT unnest($1::VARCHAR[]))",
+        keys,
+        prompts=workspace.prompts.source(),
+    )
+    known = current_prompts(few, tokenizers.load(folder).key).to_pylist()
     names = ("tokenizer_key", "length", "input_ids")
-    return {row["prompt_key"]: {name: row[name] for name in names} for row in rows}
+    return {
+        row["prompt_key"]: {name: row[name] for name in names}
+        for row in known
+        if row["status"] == "ok"
+    }
 
 
 def _runs(workspace: Workspace, sample_id: str) -> list[dict[str, Any]]:

@@ -18,10 +18,10 @@ from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.model import flow
 from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, predict_velocity
+from omnigen_pipe.runs.time_bins import CENTRES
 from omnigen_pipe.training.adapted import Adapted
 from omnigen_pipe.training.baseline import linear_error
 from omnigen_pipe.training.batches import EvalSample
-from omnigen_pipe.training.loss_window import CENTRES
 from omnigen_pipe.training.objective import run_idle
 from omnigen_pipe.training.optimizers import averaged_weights
 from omnigen_pipe.training.processes import Processes

@@ -15,28 +15,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
 
 import torch
 
+from omnigen_pipe.runs.time_bins import BINS, CENTRES, EDGES
 from omnigen_pipe.training.baseline import explained
 
-#: Number of bins of t.
-BINS = 8
 #: Optimizer steps that the window remembers.
 WINDOW_STEPS = 50
-
-
-def _time(share: float) -> float:
-    """The t below which `share` of the logit-normal times lie."""
-    return 1 / (1 + math.exp(-NormalDist().inv_cdf(share)))
-
-
-#: The t between one bin and the next; a t that equals one belongs to the upper bin.
-EDGES = tuple(_time(k / BINS) for k in range(1, BINS))
-#: The median t of each bin.
-CENTRES = tuple(_time((k + 0.5) / BINS) for k in range(BINS))
 
 
 def step_sums(t: torch.Tensor, losses: torch.Tensor, baselines: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from omnigen_pipe.runs.time_bins import BINS
 from omnigen_pipe.training.baseline import linear_error
 from omnigen_pipe.training.batches import Batch
-from omnigen_pipe.training.loss_window import BINS, step_metrics, step_sums
+from omnigen_pipe.training.loss_window import step_metrics, step_sums
 from omnigen_pipe.training.processes import Processes
 
 

@@ -12,7 +12,7 @@ from pipeline_project import Project
 from test_guards import TRAIN, _back_to, _copy, prepared, trained
 from training_project import change, evaluations, metrics
 
-from omnigen_pipe.training.loss_window import CENTRES
+from omnigen_pipe.runs.time_bins import CENTRES
 
 __all__ = ["prepared", "trained"]
 

@@ -1,0 +1,1 @@
+"""The report of `inspect`: what a workspace or a run holds, as one HTML file."""

@@ -1,0 +1,295 @@
+"""Images that are there more than once: with the same bytes, or nearly the same to the eye.
+
+Equal bytes are known of all images. Looks are compared among a sample of those that are used: each
+must be opened for that. Leakage is an image that is trained on and evaluated on.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from manifests.errors import PipeError
+from manifests.query import query
+from omnigen_pipe.progress import Progress
+from omnigen_pipe.report.hashes import SIDE, Hashes, grey, near_pairs, perceptual_hash
+from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
+from omnigen_pipe.workspace import Workspace
+
+#: Hashes of nearly the same image differ in at most so many of 64 bits…
+DISTANCE = 3
+#: …and its grey values, at 32x32, by at most so many of 255 on average: hashes of plain drawings
+#: agree too easily.
+MOST_DIFFERENCE = 10.0
+
+#: So many groups are shown, and so many images of each.
+MOST_GROUPS, _SHOWN = 12, 6
+#: The longer side of their thumbnails in pixels.
+_THUMBNAIL = 128
+#: So many images are decoded ahead.
+_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of a group: its dataset, path and split, and its thumbnail or why it has none."""
+
+    dataset: str
+    path: str
+    split: str
+    uri: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are the same; of `count` some are `members`. `leaks` where some are trained on
+    and some evaluated on."""
+
+    count: int
+    leaks: bool
+    members: list[Member]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Groups of images, the ones that leak first; `number` counts all, `surplus` the images beyond
+    the first of each, and `leaking` the evaluated images that are trained on as well."""
+
+    number: int = 0
+    surplus: int = 0
+    leaking: int = 0
+    groups: list[Group] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """`same` are equal in bytes, `near` to the eye. `hashed` of `pictures` different ones were
+    compared; `unread` could not be."""
+
+    same: Copies
+    near: Copies
+    pictures: int
+    hashed: int
+    unread: int
+    evaluated: bool
+
+
+#: One row per used image: it may be a sample several times, by its crops.
+_USED = """
+    used AS (
+        SELECT DISTINCT dataset, path, split, content_hash FROM samples WHERE status = 'ok'
+    )
+"""
+
+
+def likeness(
+    workspace: Workspace,
+    progress: Progress,
+    roots: dict[str, Path],
+    album: Album,
+    limit: int,
+    seed: int,
+) -> Likeness:
+    """Find both kinds; at most `limit` images are opened, the evaluated ones first, then random
+    ones drawn with `seed`."""
+    (facts,) = query(
+        f"""
+        WITH {_USED}
+        SELECT count(DISTINCT content_hash) AS pictures,
+               count(*) FILTER (split = 'eval') AS evaluated FROM used
+        """,
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    same = _same_bytes(workspace, roots, album)
+    chosen = _chosen(workspace, limit, seed)
+    hashes, lumas, known = _hashed(workspace, progress, roots, chosen)
+    near = _near(workspace, roots, album, hashes, lumas, known)
+    return Likeness(
+        same,
+        near,
+        facts["pictures"],
+        len(known),
+        len(chosen) - len(known),
+        facts["evaluated"] > 0,
+    )
+
+
+def _same_bytes(workspace: Workspace, roots: dict[str, Path], album: Album) -> Copies:
+    (counts,) = query(
+        f"""
+        WITH {_USED}, sums AS (
+            SELECT count(*) AS n, count(*) FILTER (split = 'eval') AS evaluated
+            FROM used GROUP BY content_hash HAVING count(*) > 1
+        )
+        SELECT count(*) AS number, coalesce(sum(n) - count(*), 0)::BIGINT AS surplus,
+               coalesce(sum(evaluated) FILTER (evaluated < n), 0)::BIGINT AS leaking FROM sums
+        """,
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    rows = query(
+        f"""
+        WITH {_USED}
+        SELECT content_hash, count(*) AS n,
+               bool_or(split = 'eval') AND bool_or(split <> 'eval') AS leaks,
+               min(struct_pack(dataset := dataset, path := path, split := split), $1) AS members
+        FROM used GROUP BY content_hash HAVING count(*) > 1
+        ORDER BY leaks DESC, n DESC, content_hash LIMIT $2
+        """,
+        _SHOWN,
+        MOST_GROUPS,
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    found = []
+    for row in rows:
+        # One picture is enough: the others have the same bytes.
+        first = _member(workspace, roots, album, row["content_hash"], row["members"])
+        rest = [Member(**member) for member in row["members"][1:]]
+        found.append(Group(row["n"], row["leaks"], [first, *rest]))
+    return Copies(counts["number"], counts["surplus"], counts["leaking"], found)
+
+
+def _member(
+    workspace: Workspace,
+    roots: dict[str, Path],
+    album: Album,
+    content_hash: str,
+    files: list[dict[str, str]],
+) -> Member:
+    """The first of `files`, with a thumbnail of the bytes that they all hold."""
+    uri = problem = None
+    try:
+        data = read_file(roots, [(file["dataset"], file["path"]) for file in files], content_hash)
+        size = query(
+            "SELECT width, height FROM images WHERE content_hash = $1 AND width > 0 LIMIT 1",
+            content_hash,
+            images=workspace.images.source(),
+        ).to_pylist()
+        shape = (size[0]["width"], size[0]["height"]) if size else (1, 1)
+        background = workspace.config.pixels.alpha_background
+        uri = album.add(whole_image(data, fitted(shape, _THUMBNAIL), background))
+    except PipeError as error:
+        problem = str(error)
+    except MemoryError:
+        problem = "too little memory to decode it"
+    return Member(**files[0], uri=uri, problem=problem)
+
+
+def _chosen(workspace: Workspace, limit: int, seed: int) -> list[dict[str, Any]]:
+    """`content_hash`, `files`, `evaluated` and `trained` of the images to be compared."""
+    if limit == 0:
+        return []
+    found: list[dict[str, Any]] = query(
+        f"""
+        WITH {_USED}
+        SELECT content_hash, bool_or(split = 'eval') AS evaluated,
+               bool_or(split <> 'eval') AS trained,
+               min(struct_pack(dataset := dataset, path := path, split := split), $1) AS files
+        FROM used GROUP BY content_hash
+        ORDER BY evaluated DESC, md5(content_hash || $2) LIMIT $3
+        """,
+        _SHOWN,
+        str(seed),
+        limit,
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    return found
+
+
+def _hashed(
+    workspace: Workspace, progress: Progress, roots: dict[str, Path], chosen: list[dict[str, Any]]
+) -> tuple[Hashes, npt.NDArray[np.uint8], list[dict[str, Any]]]:
+    """Hashes `[N]` and lumas `[N, SIDE, SIDE]` of those of `chosen` that can be read, and these."""
+    background = workspace.config.pixels.alpha_background
+
+    def luma(row: dict[str, Any]) -> npt.NDArray[np.uint8] | None:
+        try:
+            files = [(file["dataset"], file["path"]) for file in row["files"]]
+            data = read_file(roots, files, row["content_hash"])
+            return grey(whole_image(data, (2 * SIDE, 2 * SIDE), background))
+        except (PipeError, MemoryError):
+            return None
+
+    lumas, known = [], []
+    with (
+        progress.task("inspect: comparing images", len(chosen)) as advance,
+        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="hash") as pool,
+    ):
+        waiting = iter(chosen)
+        while part := list(islice(waiting, _AHEAD)):
+            for row, found in zip(part, pool.map(luma, part), strict=True):
+                if found is not None:
+                    lumas.append(found)
+                    known.append(row)
+            advance(len(part))
+    hashes = np.array([perceptual_hash(one) for one in lumas], np.uint64)
+    return hashes, np.array(lumas, np.uint8).reshape(-1, SIDE, SIDE), known
+
+
+def grouped(hashes: Hashes, lumas: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The group of each image, named by one of its members: two images are in one group where they
+    are alike, or both like a third. `hashes` `[N]`, `lumas` uint8 `[N, SIDE, SIDE]`.
+
+    Alike are images whose hashes differ in at most `DISTANCE` bits, and whose grey values, in means
+    of 2x2, differ by at most `MOST_DIFFERENCE` on average.
+    """
+    half = SIDE // 2
+    small = lumas.reshape(-1, half, 2, half, 2).mean(axis=(2, 4)).reshape(-1, half**2)
+    small = small.astype(np.float32)
+    names = np.arange(len(hashes))
+
+    def join(one: int, others: npt.NDArray[np.int64]) -> None:
+        # Those of its own group need no look: so many equal images cost no more than few.
+        others = others[names[others] != names[one]]
+        apart = np.abs(small[others] - small[one]).mean(axis=1)
+        for name in np.unique(names[others[apart <= MOST_DIFFERENCE]]):
+            names[names == name] = names[one]
+
+    values, place = np.unique(hashes, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(place))[:-1]) if len(values) else []
+    for items in members:
+        for number in range(len(items) - 1):
+            join(int(items[number]), items[number + 1 :])
+    for first, second in zip(*near_pairs(values, DISTANCE), strict=True):
+        for one in members[first].tolist():
+            join(one, members[second])
+    return names
+
+
+def _near(
+    workspace: Workspace,
+    roots: dict[str, Path],
+    album: Album,
+    hashes: Hashes,
+    lumas: npt.NDArray[np.uint8],
+    known: list[dict[str, Any]],
+) -> Copies:
+    names = grouped(hashes, lumas)
+    members: dict[int, list[int]] = {}
+    for place, name in enumerate(names.tolist()):
+        members.setdefault(name, []).append(place)
+    several = [places for places in members.values() if len(places) > 1]
+    leaking: set[int] = set()
+    for places in several:
+        if any(known[place]["trained"] for place in places):
+            leaking |= {place for place in places if known[place]["evaluated"]}
+    several.sort(key=lambda places: (leaking.isdisjoint(places), -len(places), places[0]))
+    found = []
+    for places in several[:MOST_GROUPS]:
+        # The evaluated ones first: they are what to take away.
+        places = sorted(places, key=lambda place: (place not in leaking, place))
+        shown = [
+            _member(workspace, roots, album, known[p]["content_hash"], known[p]["files"])
+            for p in places[:_SHOWN]
+        ]
+        found.append(Group(len(places), not leaking.isdisjoint(places), shown))
+    surplus = sum(len(places) - 1 for places in several)
+    return Copies(len(several), surplus, len(leaking), found)

@@ -1,0 +1,152 @@
+"""A run's numbers over its steps, thinned to what a chart can show.
+
+`metrics.jsonl` is read line by line and never held: so many neighbouring steps as it takes become
+one point, their mean, in which a step's losses count by the samples that they are means of.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, lines
+from omnigen_pipe.runs.time_bins import BINS
+
+#: A series has at most so many points.
+MOST_POINTS = 1000
+
+#: Numbers of a step that are averaged as they are.
+_PLAIN = ("learning_rate", "grad_norm", "samples_per_second", "memory_gib", "prodigy_d")
+
+
+@dataclass
+class Point:
+    """Some neighbouring steps, of which `step` is the last; points add up.
+
+    `values` are sums of `_PLAIN` and `loss` with their weights. `rows`, `losses` and `baselines`
+    are sums over rows with the plain target, by bin of t.
+    """
+
+    step: int = 0
+    steps: int = 0
+    values: dict[str, tuple[float, float]] = field(default_factory=dict)
+    rows: list[float] = field(default_factory=lambda: [0.0] * BINS)
+    losses: list[float] = field(default_factory=lambda: [0.0] * BINS)
+    baselines: list[float] = field(default_factory=lambda: [0.0] * BINS)
+
+    def add(self, other: Point) -> None:
+        """Take in the steps of a later point."""
+        self.step, self.steps = other.step, self.steps + other.steps
+        for name, (total, weight) in other.values.items():
+            mine = self.values.get(name, (0.0, 0.0))
+            self.values[name] = mine[0] + total, mine[1] + weight
+        for mine_by_t, others_by_t in (
+            (self.rows, other.rows),
+            (self.losses, other.losses),
+            (self.baselines, other.baselines),
+        ):
+            mine_by_t[:] = [x + y for x, y in zip(mine_by_t, others_by_t, strict=True)]
+
+    def mean(self, name: str) -> float:
+        """The mean of `name`; NaN where no step has it."""
+        total, weight = self.values.get(name, (0.0, 0.0))
+        return total / weight if weight else math.nan
+
+    def loss(self, place: int | None = None) -> float:
+        """The mean loss of the plain rows in one bin, or in all; NaN where there is none."""
+        return _mean(self.rows, self.losses, place)
+
+    def baseline(self, place: int | None = None) -> float:
+        """The linear baseline of the same rows."""
+        return _mean(self.rows, self.baselines, place)
+
+
+def _mean(rows: list[float], totals: list[float], place: int | None) -> float:
+    places = range(BINS) if place is None else (place,)
+    count = math.fsum(rows[n] for n in places)
+    return math.fsum(totals[n] for n in places) / count if count else math.nan
+
+
+@dataclass(frozen=True)
+class Series:
+    """The points of a run in order; each is of `steps_per_point` steps, the last perhaps of fewer.
+    `evaluations` are the lines of `evaluations.jsonl`, at most `MOST_POINTS` of them."""
+
+    steps: int
+    steps_per_point: int
+    points: list[Point]
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def windows(self, steps: int) -> list[Point]:
+        """For each point, it and those before it as one, of `steps` steps together or a little
+        more; shorter at the beginning."""
+        width = max(1, math.ceil(steps / self.steps_per_point))
+        found = []
+        for place in range(len(self.points)):
+            window = Point()
+            for point in self.points[max(0, place - width + 1) : place + 1]:
+                window.add(point)
+            found.append(window)
+        return found
+
+    def last(self, share: float) -> Point:
+        """The last `share` of the points as one, at least one point."""
+        count = max(1, math.ceil(share * len(self.points)))
+        found = Point()
+        for point in self.points[-count:]:
+            found.add(point)
+        return found
+
+
+def series(folder: Path, most: int = MOST_POINTS) -> Series:
+    """The numbers of the run in `folder`, with at most `most` points."""
+    path = folder / METRICS_NAME
+    count = sum(1 for _ in _lines(path))
+    per_point = max(1, math.ceil(count / most))
+    points: list[Point] = []
+    last = 0
+    for line in _lines(path):
+        point = _point(line)
+        last = point.step
+        if points and points[-1].steps < per_point:
+            points[-1].add(point)
+        else:
+            points.append(point)
+    evaluations = lines(folder / EVALUATIONS_NAME)
+    stride = max(1, math.ceil(len(evaluations) / most))
+    return Series(last, per_point, points, evaluations[::-1][::stride][::-1])
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics file; none where it is missing."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed process
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                yield found
+
+
+def _point(line: dict[str, Any]) -> Point:
+    """One step."""
+    point = Point(line["step"], 1)
+    weights = {name: 1.0 for name in _PLAIN} | {"loss": float(line.get("samples") or 1)}
+    for name, weight in weights.items():
+        value = line.get(name)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            point.values[name] = weight * value, weight
+    counts = line.get("samples_by_t") or []
+    losses, baselines = line.get("loss_by_t") or [], line.get("baseline_by_t") or []
+    if len(counts) == len(losses) == len(baselines) == BINS:
+        point.rows = [float(n) for n in counts]
+        point.losses = [n * (x or 0.0) for n, x in zip(counts, losses, strict=True)]
+        point.baselines = [n * (x or 0.0) for n, x in zip(counts, baselines, strict=True)]
+    return point

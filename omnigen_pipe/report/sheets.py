@@ -1,0 +1,146 @@
+"""Contact sheets: for each bucket some of its images, whole, with the crop box over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import PipeError
+from manifests.query import query
+from omnigen_pipe.maintenance.explanation import explain_samples
+from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
+from omnigen_pipe.workspace import Workspace
+
+#: So many buckets have a sheet, those with the most samples.
+MOST_SHEETS = 24
+
+#: The longer side of a thumbnail in pixels.
+_THUMBNAIL = 224
+
+
+@dataclass(frozen=True)
+class Box:
+    """A crop as percentages of the whole image's sides, from its left and top."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample: what `explain_samples` says of it, and its thumbnail with the crop, or why there
+    is none. `size` is the thumbnail's, in pixels."""
+
+    sample: dict[str, Any]
+    uri: str | None
+    problem: str | None
+    size: tuple[int, int]
+    box: Box
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The cards of one bucket, which has so many `samples`."""
+
+    bucket: str
+    samples: int
+    cards: list[Card]
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """The sheets of the largest buckets; `others` buckets have none. `refused` cards found no room
+    on the page."""
+
+    sheets: list[Sheet]
+    others: int
+    refused: int
+
+    @property
+    def cards(self) -> list[Card]:
+        """All cards, those of one bucket together."""
+        return [card for sheet in self.sheets for card in sheet.cards]
+
+
+def draw(
+    workspace: Workspace, roots: dict[str, Path], album: Album, samples: int, seed: int
+) -> Sheets:
+    """`samples` random ones of each bucket, the same for the same `seed`.
+
+    Where the `album` is full, no more cards are made: every bucket has the same number of them, or
+    one less, as far as it has samples.
+    """
+    buckets = query(
+        "SELECT bucket, count(*) AS n FROM samples WHERE status = 'ok' GROUP BY bucket "
+        "ORDER BY n DESC, bucket",
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    shown = {row["bucket"]: row["n"] for row in buckets[:MOST_SHEETS]}
+    rows = query(
+        """
+        WITH chosen AS (
+            SELECT unnest(arg_min(sample_id, md5(sample_id || $1), $2)) AS sample_id
+            FROM samples WHERE status = 'ok' AND list_contains($3::VARCHAR[], bucket)
+            GROUP BY bucket
+        )
+        SELECT samples.* FROM samples SEMI JOIN chosen USING (sample_id)
+        ORDER BY md5(sample_id || $1)
+        """,
+        str(seed),
+        samples,
+        list(shown),
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    places: dict[str, int] = dict.fromkeys(shown, 0)
+    for row in rows:
+        row["place"] = places[row["bucket"]]
+        places[row["bucket"]] += 1
+    order = {bucket: number for number, bucket in enumerate(shown)}
+    rows.sort(key=lambda row: (row["place"], order[row["bucket"]]))
+    explained = explain_samples(workspace, rows, roots)
+    sheets: dict[str, list[Card]] = {bucket: [] for bucket in shown}
+    made = 0
+    for row, sample in zip(rows, explained, strict=True):
+        card = _card(workspace, roots, album, row, sample)
+        if card is None:
+            break
+        sheets[row["bucket"]].append(card)
+        made += 1
+    return Sheets(
+        [Sheet(bucket, count, sheets[bucket]) for bucket, count in shown.items()],
+        len(buckets) - len(shown),
+        len(rows) - made,
+    )
+
+
+def crop_box(row: dict[str, Any]) -> Box:
+    """The crop of a used row of the samples manifest, over the whole image."""
+    width, height = (int(side) for side in row["bucket"].split("x"))
+    across, down = 100 / row["resize_width"], 100 / row["resize_height"]
+    return Box(row["crop_left"] * across, row["crop_top"] * down, width * across, height * down)
+
+
+def _card(
+    workspace: Workspace,
+    roots: dict[str, Path],
+    album: Album,
+    row: dict[str, Any],
+    sample: dict[str, Any],
+) -> Card | None:
+    """The card of a sample; None where the album has no room for its picture."""
+    size = fitted((row["resize_width"], row["resize_height"]), _THUMBNAIL)
+    uri, problem = None, None
+    try:
+        data = read_file(roots, [(row["dataset"], row["path"])], row["content_hash"])
+        background = workspace.config.pixels.alpha_background
+        uri = album.add(whole_image(data, size, background))
+        if uri is None:
+            return None
+    except PipeError as error:
+        problem = str(error)
+    except MemoryError:
+        problem = "too little memory to decode it"
+    return Card(sample, uri, problem, size, crop_box(row))

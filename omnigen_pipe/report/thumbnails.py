@@ -1,0 +1,81 @@
+"""Thumbnails: small JPEGs as `data:` URIs, within what a page may weigh."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from manifests.errors import PipeError
+from omnigen_pipe.config import PixelsConfig
+from omnigen_pipe.images.originals import read_original
+from omnigen_pipe.images.pixels import read_pixels
+
+_QUALITY = 78
+
+
+@dataclass
+class Album:
+    """The pictures of one page: they are refused once all of them weigh `limit` bytes.
+
+    `refused` counts those that found no room.
+    """
+
+    limit: int
+    used: int = 0
+    refused: int = 0
+
+    def add(self, picture: Image.Image) -> str | None:
+        """The `data:` URI of `picture` (RGB) as JPEG; None where there is no room for it."""
+        if self.used >= self.limit:
+            self.refused += 1
+            return None
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=_QUALITY, optimize=True)
+        uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        if self.used + len(uri) > self.limit:
+            self.refused += 1
+            return None
+        self.used += len(uri)
+        return uri
+
+
+def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """`size` in pixels, made smaller so that its longer side is at most `longest`."""
+    scale = min(1.0, longest / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def whole_image(data: bytes, size: tuple[int, int], background: str) -> Image.Image:
+    """The whole upright image in the file `data` at `size`, RGB.
+
+    Raises `PixelsError` where it cannot be decoded, and `MemoryError`.
+    """
+    config = PixelsConfig(decode="reduced", alpha_background=background)
+    return Image.fromarray(read_pixels(data, size, size, (0, 0), config))
+
+
+def file_of(root: Path, path: str) -> Path:
+    """The file that a manifest's `path` names in the dataset's folder `root`.
+
+    Raises `PipeError` for a path that leads out of it: a manifest may come from somebody else.
+    """
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise PipeError("its path leads out of the dataset's folder")
+    return root / relative
+
+
+def read_file(roots: dict[str, Path], files: Iterable[tuple[str, str]], content_hash: str) -> bytes:
+    """The bytes that discover saw, from the first of `files` (dataset, path) that holds them.
+
+    `roots` are the datasets' folders. Raises `PipeError` that says why there is none.
+    """
+    paths = [file_of(roots[dataset], path) for dataset, path in files if dataset in roots]
+    if not paths:
+        raise PipeError("its dataset's folder is out of reach")
+    return read_original(paths, content_hash)
