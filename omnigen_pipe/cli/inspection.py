@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -114,7 +115,7 @@ def inspect(
     report(summary, as_json, strict=False)
 
 
-def _refuse(when: str, options: dict[str, object]) -> None:
+def _refuse(when: str, options: Mapping[str, object]) -> None:
     """Raise `UsageError` where an option is given that has no effect."""
     given = [name for name, value in options.items() if value is not None]
     if given:

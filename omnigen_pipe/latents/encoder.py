@@ -190,7 +190,7 @@ def _decoded(
             f"not read this time: too little memory; lower decode_workers ({workers} now)"
         )
 
-    workers = config.vae.decode_workers or _usable_cores()
+    workers = config.vae.decode_workers or usable_cores()
     waiting = (list(image) for _, image in groupby(items, key=lambda item: item.content_hash))
     pending: deque[tuple[list[Item], Future[list[_Decoded]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -214,7 +214,7 @@ def _decoded(
             pool.shutdown(cancel_futures=True)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """The cores that this process may run on: in a container or a batch job, often not all."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

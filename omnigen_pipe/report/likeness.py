@@ -6,7 +6,6 @@ must be opened for that. Leakage is an image that is trained on and evaluated on
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from manifests.errors import PipeError
 from manifests.query import query
+from omnigen_pipe.latents.encoder import usable_cores
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.report.hashes import SIDE, Hashes, grey, near_pairs, perceptual_hash
 from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
@@ -25,9 +26,11 @@ from omnigen_pipe.workspace import Workspace
 
 #: Hashes of nearly the same image differ in at most so many of 64 bits…
 DISTANCE = 3
-#: …and its grey values, at 32x32, by at most so many of 255 on average: hashes of plain drawings
-#: agree too easily.
-MOST_DIFFERENCE = 10.0
+#: …and its colours, at 16x16, by at most so many of 255 (the root of the mean square): hashes of
+#: plain drawings agree too easily.
+MOST_DIFFERENCE = 12.0
+#: The side in pixels at which colours are compared.
+_COLOURS = 16
 
 #: So many groups are shown, and so many images of each.
 MOST_GROUPS, _SHOWN = 12, 6
@@ -110,14 +113,14 @@ def likeness(
     ).to_pylist()
     same = _same_bytes(workspace, roots, album)
     chosen = _chosen(workspace, limit, seed)
-    hashes, lumas, known = _hashed(workspace, progress, roots, chosen)
-    near = _near(workspace, roots, album, hashes, lumas, known)
+    looks = _looks(workspace, progress, roots, chosen)
+    near = _near(workspace, roots, album, looks)
     return Likeness(
         same,
         near,
         facts["pictures"],
-        len(known),
-        len(chosen) - len(known),
+        len(looks.known),
+        len(chosen) - len(looks.known),
         facts["evaluated"] > 0,
     )
 
@@ -203,52 +206,67 @@ def _chosen(workspace: Workspace, limit: int, seed: int) -> list[dict[str, Any]]
     return found
 
 
-def _hashed(
+@dataclass(frozen=True)
+class Looks:
+    """What images look like: `hashes` `[N]`, `colours` uint8 `[N, 16, 16, 3]`; and the rows of
+    `_chosen` that they are of."""
+
+    hashes: Hashes
+    colours: npt.NDArray[np.uint8]
+    known: list[dict[str, Any]]
+
+
+def look(picture: Image.Image) -> tuple[int, npt.NDArray[np.uint8]]:
+    """The hash of an RGB picture, and its colours: uint8 `[16, 16, 3]`."""
+    small = picture.resize((_COLOURS, _COLOURS), Image.Resampling.BOX)
+    return perceptual_hash(grey(picture)), np.asarray(small, np.uint8)
+
+
+def _looks(
     workspace: Workspace, progress: Progress, roots: dict[str, Path], chosen: list[dict[str, Any]]
-) -> tuple[Hashes, npt.NDArray[np.uint8], list[dict[str, Any]]]:
-    """Hashes `[N]` and lumas `[N, SIDE, SIDE]` of those of `chosen` that can be read, and these."""
+) -> Looks:
+    """The looks of those of `chosen` that can be read."""
     background = workspace.config.pixels.alpha_background
 
-    def luma(row: dict[str, Any]) -> npt.NDArray[np.uint8] | None:
+    def one(row: dict[str, Any]) -> tuple[int, npt.NDArray[np.uint8]] | None:
         try:
             files = [(file["dataset"], file["path"]) for file in row["files"]]
             data = read_file(roots, files, row["content_hash"])
-            return grey(whole_image(data, (2 * SIDE, 2 * SIDE), background))
+            return look(whole_image(data, (2 * SIDE, 2 * SIDE), background))
         except (PipeError, MemoryError):
             return None
 
-    lumas, known = [], []
+    hashes, colours, known = [], [], []
     with (
         progress.task("inspect: comparing images", len(chosen)) as advance,
-        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="hash") as pool,
+        ThreadPoolExecutor(usable_cores(), thread_name_prefix="hash") as pool,
     ):
         waiting = iter(chosen)
         while part := list(islice(waiting, _AHEAD)):
-            for row, found in zip(part, pool.map(luma, part), strict=True):
+            for row, found in zip(part, pool.map(one, part), strict=True):
                 if found is not None:
-                    lumas.append(found)
+                    hashes.append(found[0])
+                    colours.append(found[1])
                     known.append(row)
             advance(len(part))
-    hashes = np.array([perceptual_hash(one) for one in lumas], np.uint64)
-    return hashes, np.array(lumas, np.uint8).reshape(-1, SIDE, SIDE), known
+    shape = (-1, _COLOURS, _COLOURS, 3)
+    return Looks(np.array(hashes, np.uint64), np.array(colours, np.uint8).reshape(shape), known)
 
 
-def grouped(hashes: Hashes, lumas: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def grouped(hashes: Hashes, colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """The group of each image, named by one of its members: two images are in one group where they
-    are alike, or both like a third. `hashes` `[N]`, `lumas` uint8 `[N, SIDE, SIDE]`.
+    are alike, or both like a third. The arguments are those of `Looks`.
 
-    Alike are images whose hashes differ in at most `DISTANCE` bits, and whose grey values, in means
-    of 2x2, differ by at most `MOST_DIFFERENCE` on average.
+    Alike are images whose hashes differ in at most `DISTANCE` bits, and whose colours differ by at
+    most `MOST_DIFFERENCE`.
     """
-    half = SIDE // 2
-    small = lumas.reshape(-1, half, 2, half, 2).mean(axis=(2, 4)).reshape(-1, half**2)
-    small = small.astype(np.float32)
+    flat = colours.reshape(len(hashes), 3 * _COLOURS**2).astype(np.float32)
     names = np.arange(len(hashes))
 
     def join(one: int, others: npt.NDArray[np.int64]) -> None:
         # Those of its own group need no look: so many equal images cost no more than few.
         others = others[names[others] != names[one]]
-        apart = np.abs(small[others] - small[one]).mean(axis=1)
+        apart = np.sqrt(((flat[others] - flat[one]) ** 2).mean(axis=1))
         for name in np.unique(names[others[apart <= MOST_DIFFERENCE]]):
             names[names == name] = names[one]
 
@@ -268,11 +286,9 @@ def _near(
     workspace: Workspace,
     roots: dict[str, Path],
     album: Album,
-    hashes: Hashes,
-    lumas: npt.NDArray[np.uint8],
-    known: list[dict[str, Any]],
+    looks: Looks,
 ) -> Copies:
-    names = grouped(hashes, lumas)
+    known, names = looks.known, grouped(looks.hashes, looks.colours)
     members: dict[int, list[int]] = {}
     for place, name in enumerate(names.tolist()):
         members.setdefault(name, []).append(place)

@@ -65,7 +65,7 @@ def write(
         series=found,
         bins=_bins(found),
         window=_WINDOW,
-        losses=_losses(windows),
+        losses=_losses("Loss and linear baseline", windows),
         by_t=_by_t(windows),
         others=_others(found, windows),
         evaluations=_evaluations(found),
@@ -101,14 +101,15 @@ def _folder(workspace: Workspace, name: str) -> Path:
     return runs / name
 
 
-def _losses(windows: list[Point]) -> Chart | None:
-    """The loss of the rows with the plain target, and the linear baseline of the same rows."""
+def _losses(title: str, windows: list[Point], place: int | None = None) -> Chart | None:
+    """The loss of the rows with the plain target in one bin of t, or in all, and the linear
+    baseline of the same rows."""
     return chart(
-        "Loss and linear baseline",
+        title,
         "",
         [
-            ("loss", "one", _points(windows, lambda p: p.loss())),
-            ("linear baseline", "base", _points(windows, lambda p: p.baseline())),
+            ("loss", "one", _points(windows, lambda point: point.loss(place))),
+            ("linear baseline", "base", _points(windows, lambda point: point.baseline(place))),
         ],
     )
 
@@ -116,15 +117,7 @@ def _losses(windows: list[Point]) -> Chart | None:
 def _by_t(windows: list[Point]) -> list[Chart]:
     """The same for each bin of t."""
     charts = [
-        chart(
-            f"t around {centre:.2f}",
-            "",
-            [
-                ("loss", "one", _points(windows, lambda p, n=place: p.loss(n))),
-                ("linear baseline", "base", _points(windows, lambda p, n=place: p.baseline(n))),
-            ],
-        )
-        for place, centre in enumerate(CENTRES)
+        _losses(f"t around {centre:.2f}", windows, place) for place, centre in enumerate(CENTRES)
     ]
     return [each for each in charts if each is not None]
 

@@ -167,12 +167,11 @@ def _notes(workspace: Workspace, cards: sheets.Sheets) -> list[str]:
 
 def _leaks(copies: likeness.Likeness) -> list[str]:
     found = []
-    if copies.same.leaking:
-        found.append(f"{copies.same.leaking:,} evaluated images are trained on: the same bytes.")
-    if copies.near.leaking:
-        found.append(
-            f"{copies.near.leaking:,} evaluated images look like images that are trained on."
-        )
+    for kind, how in ((copies.same, "the same bytes"), (copies.near, "they look alike")):
+        if kind.leaking == 1:
+            found.append(f"1 evaluated image is trained on as well: {how}.")
+        elif kind.leaking:
+            found.append(f"{kind.leaking:,} evaluated images are trained on as well: {how}.")
     return found
 
 

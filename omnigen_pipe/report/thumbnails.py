@@ -1,4 +1,4 @@
-"""Thumbnails: small JPEGs as `data:` URIs, within what a page may weigh."""
+"""Thumbnails: small pictures as `data:` URIs, within what a page may weigh."""
 
 from __future__ import annotations
 
@@ -30,13 +30,20 @@ class Album:
     refused: int = 0
 
     def add(self, picture: Image.Image) -> str | None:
-        """The `data:` URI of `picture` (RGB) as JPEG; None where there is no room for it."""
+        """The `data:` URI of `picture` (RGB); None where there is no room for it.
+
+        As JPEG, or as PNG where that is no larger, as of plain drawings.
+        """
         if self.used >= self.limit:
             self.refused += 1
             return None
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=_QUALITY, optimize=True)
-        uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+        jpeg, png = io.BytesIO(), io.BytesIO()
+        picture.save(jpeg, "JPEG", quality=_QUALITY, optimize=True)
+        picture.save(png, "PNG")
+        plain = png.tell() <= jpeg.tell()
+        kind, file = ("png", png) if plain else ("jpeg", jpeg)
+        data = base64.b64encode(file.getvalue()).decode("ascii")
+        uri = f"data:image/{kind};base64,{data}"
         if self.used + len(uri) > self.limit:
             self.refused += 1
             return None

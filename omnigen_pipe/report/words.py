@@ -31,8 +31,9 @@ _CAPTIONS = """
 @dataclass(frozen=True)
 class Words:
     """`captions` counts all, `empty` those without a letter. Lengths are in characters, and in
-    tokens of the whole prompt where it is tokenised. `longest` and `empty_images` have dataset and
-    path; `counted` captions were looked at for `words` (word, captions that have it)."""
+    tokens of the whole prompt where it is tokenised. `longest` have path (of one image), caption,
+    length and images; `empty_images` dataset and path. `counted` captions were looked at for
+    `words`: word, and `n` captions that have it."""
 
     captions: int
     empty: int
@@ -63,8 +64,9 @@ def words(workspace: Workspace, seed: int) -> Words:
     longest = query(
         f"""
         WITH {_CAPTIONS}
-        SELECT dataset, path, caption, length(caption) AS length FROM captions
-        WHERE trim(caption) <> '' ORDER BY length DESC, dataset, path LIMIT $1
+        SELECT min(path) AS path, caption, length(caption) AS length, count(*) AS images
+        FROM captions WHERE trim(caption) <> ''
+        GROUP BY caption ORDER BY length DESC, caption LIMIT $1
         """,
         _LONGEST,
         images=images,
