@@ -79,21 +79,7 @@ def draw(
         samples=workspace.samples.source(),
     ).to_pylist()
     shown = {row["bucket"]: row["n"] for row in buckets[:MOST_SHEETS]}
-    rows = query(
-        """
-        WITH chosen AS (
-            SELECT unnest(arg_min(sample_id, md5(sample_id || $1), $2)) AS sample_id
-            FROM samples WHERE status = 'ok' AND list_contains($3::VARCHAR[], bucket)
-            GROUP BY bucket
-        )
-        SELECT samples.* FROM samples SEMI JOIN chosen USING (sample_id)
-        ORDER BY md5(sample_id || $1)
-        """,
-        str(seed),
-        samples,
-        list(shown),
-        samples=workspace.samples.source(),
-    ).to_pylist()
+    rows = _chosen(workspace, list(shown), samples, seed) if samples else []
     places: dict[str, int] = dict.fromkeys(shown, 0)
     for row in rows:
         row["place"] = places[row["bucket"]]
@@ -114,6 +100,28 @@ def draw(
         len(buckets) - len(shown),
         len(rows) - made,
     )
+
+
+def _chosen(
+    workspace: Workspace, buckets: list[str], samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of `samples` random samples of each bucket, in random order."""
+    rows: list[dict[str, Any]] = query(
+        """
+        WITH chosen AS (
+            SELECT unnest(arg_min(sample_id, md5(sample_id || $1), $2)) AS sample_id
+            FROM samples WHERE status = 'ok' AND list_contains($3::VARCHAR[], bucket)
+            GROUP BY bucket
+        )
+        SELECT samples.* FROM samples SEMI JOIN chosen USING (sample_id)
+        ORDER BY md5(sample_id || $1)
+        """,
+        str(seed),
+        samples,
+        buckets,
+        samples=workspace.samples.source(),
+    ).to_pylist()
+    return rows
 
 
 def crop_box(row: dict[str, Any]) -> Box:

@@ -1,0 +1,173 @@
+"""Contact sheets: the box lies over what is cropped, and every bucket has its share."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made import filed, image, picture, publish, workspace
+from PIL import Image
+
+from omnigen_pipe.images.sources import reachable_roots
+from omnigen_pipe.report.sheets import MOST_SHEETS, crop_box, draw
+from omnigen_pipe.report.thumbnails import Album
+
+ROOM = 10**8
+
+
+def sheets(place: Any, samples: int = 8, seed: int = 0, room: int = ROOM) -> Any:
+    return draw(place, reachable_roots(place), Album(room), samples, seed)
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), st.integers(0, 99), st.data())
+def test_the_box_is_the_crop_in_percent(
+    across: int, down: int, left: int, top: int, data: st.DataObject
+) -> None:
+    bucket = (16 * across, 16 * down)
+    resize = tuple(
+        side + offset + data.draw(st.integers(0, 50))
+        for side, offset in zip(bucket, (left, top), strict=True)
+    )
+    box = crop_box(
+        {
+            "bucket": f"{bucket[0]}x{bucket[1]}", "resize_width": resize[0],
+            "resize_height": resize[1], "crop_left": left, "crop_top": top,
+        }
+    )  # fmt: skip
+    found = [
+        box.left * resize[0], box.top * resize[1], box.width * resize[0], box.height * resize[1]
+    ]  # fmt: skip
+    assert [round(value / 100) for value in found] == [left, top, *bucket]
+    assert max(box.left + box.width, box.top + box.height) <= 100 + 1e-9
+
+
+@pytest.mark.parametrize("size", [(320, 128), (128, 320), (300, 128), (129, 128)])
+@pytest.mark.parametrize("style", ["center", "corner", "random"])
+def test_the_box_lies_where_the_crop_shows_it(
+    tmp_path: Path, size: tuple[int, int], style: str
+) -> None:
+    """An image that is white where Pillow crops it, and black elsewhere, is white in the box."""
+    options = {"crop": True, "crop_aspect": "square", "crop_style": style}
+    place = workspace(
+        tmp_path,
+        {"id": "a", "instance_data_dir": "a", "resolution": 128, "resolution_type": "pixel",
+         "crop_seed": 3, **options},
+    )  # fmt: skip
+    # The crop is a function of size and content: paint it first into a picture of that content.
+    first = filed(place, "a", "one.png", Image.new("RGB", size))
+    publish(place, [first])
+    row = place.samples.read().to_pylist()[0]
+    assert (row["resize_width"], row["resize_height"]) == size
+    painted = Image.new("RGB", size)
+    width, height = (int(side) for side in row["bucket"].split("x"))
+    corner = (row["crop_left"], row["crop_top"])
+    painted.paste(Image.new("RGB", (width, height), "white"), corner)
+    second = filed(place, "a", "one.png", painted)
+    # Random crops depend on the content: keep the crop of the first, as the manifest may say it.
+    publish(place, [second])
+    samples = place.samples.read().to_pylist()
+    samples[0] |= {"crop_left": corner[0], "crop_top": corner[1]}
+    place.samples.replace(pa.Table.from_pylist(samples, schema=place.samples.manifest.schema))
+    (card,) = sheets(place).cards
+    assert card.uri is not None
+    shown = np.asarray(decoded(card.uri).convert("L"), np.float64)
+    assert shown.shape == card.size[::-1]
+    rows, columns = np.mgrid[: shown.shape[0], : shown.shape[1]] + 0.5
+    x, y = 100 * columns / shown.shape[1], 100 * rows / shown.shape[0]
+    box = card.box
+    inside = (x > box.left) & (x < box.left + box.width)
+    inside &= (y > box.top) & (y < box.top + box.height)
+    # A column at the edge may be half of each.
+    edge = 100 * 1.5 / min(card.size)
+    deep = (x > box.left + edge) | (box.left == 0)
+    deep &= (x < box.left + box.width - edge) | (box.left + box.width > 99.9)
+    deep &= (y > box.top + edge) | (box.top == 0)
+    deep &= (y < box.top + box.height - edge) | (box.top + box.height > 99.9)
+    assert shown[inside & deep].min() > 200
+    far = (x < box.left - edge) | (x > box.left + box.width + edge)
+    far |= (y < box.top - edge) | (y > box.top + box.height + edge)
+    assert shown[far].max(initial=0) < 55
+
+
+def many(tmp_path: Path, buckets: int = 3, each: int = 5) -> Any:
+    place = workspace(
+        tmp_path,
+        {"id": "a", "instance_data_dir": "a", "resolution": 64, "resolution_type": "pixel",
+         "aspect_bucket_alignment": 16},
+    )  # fmt: skip
+    rows = [
+        filed(place, "a", f"{b}-{n}.png", picture(100 * b + n, (64 + 32 * b, 64)))
+        for b in range(buckets)
+        for n in range(each)
+    ]
+    publish(place, rows)
+    return place
+
+
+def test_every_bucket_shows_as_many_as_are_asked_for_or_all(tmp_path: Path) -> None:
+    place = many(tmp_path)
+    for asked in (0, 3, 9):
+        found = sheets(place, asked)
+        assert [len(sheet.cards) for sheet in found.sheets] == [min(asked, 5)] * 3
+        for sheet in found.sheets:
+            assert {card.sample["geometry"]["bucket"] for card in sheet.cards} <= {sheet.bucket}
+
+
+def test_the_choice_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    place = many(tmp_path, each=9)
+
+    def chosen(seed: int) -> list[str]:
+        return [card.sample["path"] for card in sheets(place, 3, seed).cards]
+
+    assert chosen(1) == chosen(1)
+    assert len({tuple(chosen(seed)) for seed in range(5)}) > 1
+
+
+def test_where_room_ends_no_bucket_has_two_cards_more_than_another(tmp_path: Path) -> None:
+    place = many(tmp_path)
+    whole = Album(ROOM)
+    draw(place, reachable_roots(place), whole, 5, 0)
+    found = sheets(place, 5, room=whole.used // 2)
+    counts = [len(sheet.cards) for sheet in found.sheets]
+    assert 0 < sum(counts) < 15
+    assert found.refused == 15 - sum(counts)
+    assert max(counts) - min(counts) <= 1
+
+
+def test_files_that_are_gone_changed_or_elsewhere_say_so(tmp_path: Path) -> None:
+    place = many(tmp_path, buckets=1, each=2)
+    (tmp_path / "a" / "0-0.png").unlink()
+    (tmp_path / "a" / "0-1.png").write_bytes(b"other")
+    rows = place.images.read().to_pylist()
+    publish(place, [*rows, image("a", "../0-2.png")])
+    problems = {card.sample["path"]: card.problem for card in sheets(place).cards}
+    assert "No such file" in problems["0-0.png"]
+    assert "has changed" in problems["0-1.png"]
+    assert "out of the dataset's folder" in problems["../0-2.png"]
+
+
+def test_only_the_largest_buckets_have_sheets(tmp_path: Path) -> None:
+    place = workspace(
+        tmp_path,
+        {"id": "a", "instance_data_dir": "a", "resolution": 64, "resolution_type": "pixel",
+         "aspect_bucket_alignment": 16},
+    )  # fmt: skip
+    # One bucket for every width, and the last is the largest.
+    sizes = [(64 + 16 * n, 64) for n in range(MOST_SHEETS + 3)]
+    rows = [image("a", f"{w}.png", width=w, height=h) for w, h in sizes]
+    rows.append(image("a", "again.png", width=sizes[-1][0], height=64))
+    publish(place, rows)
+    found = sheets(place, 1)
+    assert (len(found.sheets), found.others) == (MOST_SHEETS, 3)
+    assert found.sheets[0].samples == 2
