@@ -49,6 +49,15 @@ def test_a_page_fits_asks_for_nothing_and_says_nothing(
     assert page.asks(broken) == 0
 
 
+def test_what_a_page_asks_for_would_be_seen(page: Page, tmp_path: Path) -> None:
+    """Else the test above would prove nothing."""
+    asking = tmp_path / "asking.html"
+    asking.write_text("<img src='http://127.0.0.1:9/seen.png'><script>nonsense()</script>")
+    page.open(asking, 360)
+    assert page.requests() == [asking.as_uri(), "http://127.0.0.1:9/seen.png"]
+    assert any("nonsense" in complaint for complaint in page.complaints())
+
+
 #: The contrast (WCAG 2.1) of text on the nearest background, the least of all that is shown.
 CONTRAST = """
 (() => {

@@ -252,7 +252,7 @@ def test_cutting_keeps_both_ends(text: str, most: int) -> None:
 def heavy(tmp_path: Path) -> Any:
     place = workspace(
         tmp_path,
-        {"id": "a", "instance_data_dir": "a", "resolution": 64, "resolution_type": "pixel",
+        {"id": "a", "instance_data_dir": "a", "resolution": 256, "resolution_type": "pixel",
          "aspect_bucket_alignment": 16, "upscale": True},
     )  # fmt: skip
     noise = Image.effect_noise((256, 256), 90)
@@ -269,4 +269,4 @@ def heavy(tmp_path: Path) -> Any:
 def test_no_page_is_heavier_than_its_bound(tmp_path: Path) -> None:
     place = heavy(tmp_path)
     summary = of_workspace.write(place, QUIET, Options(samples=40, decoded=0))
-    assert MOST_BYTES / 4 < summary.counts["bytes written"] < MOST_BYTES
+    assert MOST_BYTES / 2 < summary.counts["bytes written"] < MOST_BYTES
