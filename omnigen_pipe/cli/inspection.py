@@ -76,7 +76,7 @@ def inspect(
         int | None,
         typer.Option(
             min=0,
-            help="Open at most so many images to find those that look alike.  Default: 20000.",
+            help="Open at most so many images to find those that look alike.  Default: 5000.",
         ),
     ] = None,
     seed: Annotated[

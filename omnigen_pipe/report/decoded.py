@@ -119,7 +119,9 @@ def _pair(
         pixels = _pixels(workspace, roots, sample)
         decoded = _decoded(workspace, sample["latent"], vae, device, scale)
     except PipeError as error:
-        return Pair(name, geometry["bucket"], problem=str(error))
+        # Where the workspace lies is nobody's business who reads the page.
+        said = str(error).replace(f"{workspace.root}/", "")
+        return Pair(name, geometry["bucket"], problem=said)
     except MemoryError:
         return Pair(name, geometry["bucket"], problem="too little memory to decode it")
     if decoded is None:

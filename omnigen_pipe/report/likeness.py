@@ -32,6 +32,9 @@ MOST_DIFFERENCE = 12.0
 #: The side in pixels at which colours are compared.
 _COLOURS = 16
 
+#: So many images are compared with others at once.
+_BLOCK = 256
+
 #: So many groups are shown, and so many images of each.
 MOST_GROUPS, _SHOWN = 12, 6
 #: The longer side of their thumbnails in pixels.
@@ -260,25 +263,31 @@ def grouped(hashes: Hashes, colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.in
     Alike are images whose hashes differ in at most `DISTANCE` bits, and whose colours differ by at
     most `MOST_DIFFERENCE`.
     """
-    flat = colours.reshape(len(hashes), 3 * _COLOURS**2).astype(np.float32)
+    flat = colours.reshape(len(hashes), 3 * _COLOURS**2).astype(np.float64)
+    squares = (flat**2).sum(axis=1)
+    limit = MOST_DIFFERENCE**2 * flat.shape[1]
     names = np.arange(len(hashes))
 
-    def join(one: int, others: npt.NDArray[np.int64]) -> None:
-        # Those of its own group need no look: so many equal images cost no more than few.
-        others = others[names[others] != names[one]]
-        apart = np.sqrt(((flat[others] - flat[one]) ** 2).mean(axis=1))
-        for name in np.unique(names[others[apart <= MOST_DIFFERENCE]]):
-            names[names == name] = names[one]
+    def join(some: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> None:
+        for start in range(0, len(some), _BLOCK):
+            block = some[start : start + _BLOCK]
+            # So many equal images cost little more than few.
+            if (names[block] == names[block[0]]).all() and (names[others] == names[block[0]]).all():
+                continue
+            apart = squares[block][:, None] + squares[others] - 2 * flat[block] @ flat[others].T
+            for one, near in zip(block.tolist(), apart <= limit, strict=True):
+                strange = names[others[near]]
+                for name in np.unique(strange[strange != names[one]]):
+                    names[names == name] = names[one]
 
     values, place = np.unique(hashes, return_inverse=True)
     order = np.argsort(place, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(place))[:-1]) if len(values) else []
     for items in members:
-        for number in range(len(items) - 1):
-            join(int(items[number]), items[number + 1 :])
+        if len(items) > 1:
+            join(items, items)
     for first, second in zip(*near_pairs(values, DISTANCE), strict=True):
-        for one in members[first].tolist():
-            join(one, members[second])
+        join(members[first], members[second])
     return names
 
 

@@ -43,7 +43,7 @@ class Options:
 
     samples: int = 8
     decoded: int = 4
-    hash_limit: int = 20_000
+    hash_limit: int = 5_000
     seed: int = 0
 
 

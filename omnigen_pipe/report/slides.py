@@ -106,6 +106,7 @@ def _slide(path: Path, step: int, album: Album) -> tuple[Slide, tuple[int, int],
             prompt = picture.info.get("prompt")
             size = fitted(picture.size, _SHOWN)
             small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        return Slide(step, None, f"cannot be read: {error or type(error).__name__}"), (1, 1), None
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
+        # Pillow's own words name the file with all its folders.
+        return Slide(step, None, "the file cannot be read as PNG"), (1, 1), None
     return Slide(step, album.add(small), None), size, prompt if isinstance(prompt, str) else None

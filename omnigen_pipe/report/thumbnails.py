@@ -12,7 +12,7 @@ from PIL import Image
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import PixelsConfig
-from omnigen_pipe.images.originals import read_original
+from omnigen_pipe.images.originals import ChangedSourceError, read_original
 from omnigen_pipe.images.pixels import read_pixels
 
 _QUALITY = 78
@@ -80,9 +80,17 @@ def file_of(root: Path, path: str) -> Path:
 def read_file(roots: dict[str, Path], files: Iterable[tuple[str, str]], content_hash: str) -> bytes:
     """The bytes that discover saw, from the first of `files` (dataset, path) that holds them.
 
-    `roots` are the datasets' folders. Raises `PipeError` that says why there is none.
+    `roots` are the datasets' folders. Raises `PipeError` that says why there is none, without the
+    folders: a page may be given to others.
     """
-    paths = [file_of(roots[dataset], path) for dataset, path in files if dataset in roots]
-    if not paths:
-        raise PipeError("its dataset's folder is out of reach")
-    return read_original(paths, content_hash)
+    faults = []
+    for dataset, path in files:
+        if dataset not in roots:
+            faults.append("its dataset's folder is out of reach")
+            continue
+        file = file_of(roots[dataset], path)
+        try:
+            return read_original([file], content_hash)
+        except ChangedSourceError as error:
+            faults += [fault.removeprefix(f"{file}: ") for fault in error.faults]
+    raise PipeError("; ".join(dict.fromkeys(faults)))

@@ -113,6 +113,7 @@ def test_what_cannot_be_compared_says_why(place: Workspace) -> None:
     problems = {pair.name: pair.problem for pair in compared(place, 5).pairs}
     assert "No such file" in (problems["a: 0.png"] or "")
     assert problems["a: 1.png"] is None
+    assert not any(str(place.root) in (problem or "") for problem in problems.values())
     assert "is not what was written" in (problems["a: 2.png"] or "")
 
 

@@ -115,6 +115,22 @@ def test_pages_load_nothing_and_what_is_hostile_stays_text(tmp_path: Path) -> No
             assert "{{ 7*7 }}{% include" in read.text
 
 
+def test_no_page_says_where_the_workspace_lies(tmp_path: Path) -> None:
+    place = made(tmp_path)
+    for path in (place.root / "a").glob("*.png"):
+        path.unlink()
+    of_workspace.write(place, QUIET, options())
+    page = (place.root / "inspect.html").read_text("utf-8")
+    assert "No such file" in page
+    assert str(tmp_path) not in page
+    folder = run(place, "one", 3, {"dog": [1]})
+    (folder / "validation" / "step-000001" / "dog.png").write_bytes(b"no picture")
+    of_run.write(place, QUIET, "one")
+    page = (folder / "inspect.html").read_text("utf-8")
+    assert "cannot be read as PNG" in page
+    assert str(tmp_path) not in page
+
+
 def test_a_page_is_a_page_to_those_who_cannot_see_it(tmp_path: Path) -> None:
     for page in pages(tmp_path).values():
         assert page.count("<h1>") == 1

@@ -48,7 +48,7 @@ def test_pictures_come_by_name_and_step(tmp_path: Path) -> None:
     cat = found[0].slides
     assert [slide.step for slide in cat] == [0, 100, 200]
     assert [slide.uri is None for slide in cat] == [False, True, False]
-    assert "cannot be read" in (cat[1].problem or "")
+    assert "cannot be read as PNG" in (cat[1].problem or "")
     assert others == 0
 
 
