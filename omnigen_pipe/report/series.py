@@ -105,8 +105,7 @@ class Series:
 def series(folder: Path, most: int = MOST_POINTS) -> Series:
     """The numbers of the run in `folder`, with at most `most` points."""
     path = folder / METRICS_NAME
-    count = sum(1 for _ in _lines(path))
-    per_point = max(1, math.ceil(count / most))
+    per_point = max(1, math.ceil(_count(path) / most))
     points: list[Point] = []
     last = 0
     for line in _lines(path):
@@ -116,7 +115,7 @@ def series(folder: Path, most: int = MOST_POINTS) -> Series:
             points[-1].add(point)
         else:
             points.append(point)
-    evaluations = lines(folder / EVALUATIONS_NAME)
+    evaluations = [line for line in lines(folder / EVALUATIONS_NAME) if _is_step(line)]
     stride = max(1, math.ceil(len(evaluations) / most))
     return Series(last, per_point, points, evaluations[::-1][::stride][::-1])
 
@@ -131,8 +130,20 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 found = json.loads(line)
             except ValueError:
                 continue  # the last line of a killed process
-            if isinstance(found, dict) and isinstance(found.get("step"), int):
+            if _is_step(found):
                 yield found
+
+
+def _is_step(line: object) -> bool:
+    return isinstance(line, dict) and isinstance(line.get("step"), int)
+
+
+def _count(path: Path) -> int:
+    """The lines of a file, torn ones too; 0 where it is missing."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _point(line: dict[str, Any]) -> Point:

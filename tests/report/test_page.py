@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from omnigen_pipe.report import of_run, of_workspace
 from omnigen_pipe.report.of_workspace import Options
 from omnigen_pipe.report.page import MOST_BYTES, check_output, cut
 from omnigen_pipe.workspace import Workspace
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 HOSTILE = (
     "</script><script>window.pwned=1</script>",
@@ -168,7 +174,10 @@ def test_copies_and_leaks_are_told(tmp_path: Path) -> None:
 
 def test_the_report_compares_no_more_images_than_it_may(tmp_path: Path) -> None:
     place = made(tmp_path)
-    for limit in (0, 2, 5):
+    of_workspace.write(place, QUIET, Options(decoded=0, hash_limit=0))
+    page = Read((place.root / "inspect.html").read_text("utf-8"))
+    assert "Not looked for" in page.text
+    for limit in (1, 2, 5):
         summary = of_workspace.write(place, QUIET, Options(decoded=0, hash_limit=limit))
         assert summary.counts["images compared"] == limit
         page = Read((place.root / "inspect.html").read_text("utf-8"))
@@ -233,6 +242,16 @@ def test_a_run_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
 
 
 # The file.
+def test_the_templates_are_part_of_the_package() -> None:
+    root = Path(of_run.__file__).resolve().parents[2]
+    configuration = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    patterns = configuration["tool"]["setuptools"]["package-data"]["omnigen_pipe"]
+    shipped = {path for one in patterns for path in (root / "omnigen_pipe").glob(one)}
+    there = set((root / "omnigen_pipe" / "report" / "templates").iterdir())
+    assert len(there) >= 5
+    assert there <= shipped
+
+
 def test_an_earlier_report_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     place = made(tmp_path)
     first = of_workspace.write(place, QUIET, options())
