@@ -167,11 +167,12 @@ def _notes(workspace: Workspace, cards: sheets.Sheets) -> list[str]:
 
 def _leaks(copies: likeness.Likeness) -> list[str]:
     found = []
-    for kind, how in ((copies.same, "the same bytes"), (copies.near, "they look alike")):
-        if kind.leaking == 1:
-            found.append(f"1 evaluated image is trained on as well: {how}.")
-        elif kind.leaking:
-            found.append(f"{kind.leaking:,} evaluated images are trained on as well: {how}.")
+    for number, one, many in (
+        (copies.same.leaking, "is trained on as well", "are trained on as well"),
+        (copies.near.leaking, "looks like one that is trained on", "look like ones trained on"),
+    ):
+        if number:
+            found.append(f"{number:,} evaluated image{f' {one}' if number == 1 else f's {many}'}.")
     return found
 
 
