@@ -38,7 +38,7 @@ def inspect(
         typer.Argument(
             parser=given_path,
             help="Say what an adapter holds instead: its file, a checkpoint's folder, or a run's, "
-            "which is its newest checkpoint."
+            "which is its newest checkpoint.",
         ),
     ] = None,
     workspace: WorkspaceOption = HERE,

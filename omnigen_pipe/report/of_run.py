@@ -69,6 +69,7 @@ def write(
         by_t=_by_t(windows),
         others=_others(found, windows),
         evaluations=_evaluations(found),
+        scores=_scores(found),
         slides=pictures,
         more_pictures=others,
         settings=_settings(folder),
@@ -154,6 +155,18 @@ def _evaluations(found: Series) -> list[Chart]:
         ("linear baseline", "base", [(row["step"], _baseline(row)) for row in rows]),
     ]
     return [each for each in [chart("Evaluation: loss over the steps", "", lines)] if each]
+
+
+def _scores(found: Series) -> Chart | None:
+    """How well the validation pictures show their prompts, where CLIP has scored them."""
+    lines = []
+    for name, style, key in (
+        ("mean score", "one", "clip_score"),
+        ("mean score of the average", "two", "clip_score_ema"),
+    ):
+        rows = [row for row in found.scores if isinstance(row.get(key), (int, float))]
+        lines.append((name, style, [(row["step"], row[key]) for row in rows]))
+    return chart("CLIP score, of 100", "", lines)
 
 
 def _baseline(row: dict[str, Any]) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, lines
+from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, SCORES_NAME, lines
 from omnigen_pipe.runs.time_bins import BINS
 
 #: A series has at most so many points.
@@ -74,12 +74,13 @@ def _mean(rows: list[float], totals: list[float], place: int | None) -> float:
 @dataclass(frozen=True)
 class Series:
     """The points of a run in order; each is of `steps_per_point` steps, the last perhaps of fewer.
-    `evaluations` are the lines of `evaluations.jsonl`, at most `MOST_POINTS` of them."""
+    `evaluations` and `scores` are the lines of these files, at most `MOST_POINTS` of each."""
 
     steps: int
     steps_per_point: int
     points: list[Point]
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
 
     def windows(self, steps: int) -> list[Point]:
         """For each point, it and those before it as one, of `steps` steps together or a little
@@ -115,9 +116,16 @@ def series(folder: Path, most: int = MOST_POINTS) -> Series:
             points[-1].add(point)
         else:
             points.append(point)
-    evaluations = [line for line in lines(folder / EVALUATIONS_NAME) if _is_step(line)]
-    stride = max(1, math.ceil(len(evaluations) / most))
-    return Series(last, per_point, points, evaluations[::-1][::stride][::-1])
+    of_others = (_thinned(folder / name, most) for name in (EVALUATIONS_NAME, SCORES_NAME))
+    return Series(last, per_point, points, *of_others)
+
+
+def _thinned(path: Path, most: int) -> list[dict[str, Any]]:
+    """At most `most` lines of a file, one of each step, the last among them."""
+    # Where a step has two lines the later one holds.
+    found = list({line["step"]: line for line in lines(path) if _is_step(line)}.values())
+    stride = max(1, math.ceil(len(found) / most))
+    return found[::-1][::stride][::-1]
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -111,6 +111,8 @@ def run(
         for n in range(evaluations)
     ]  # fmt: skip
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = [{"step": n, "clip_score": 20.0 + n, "clip_score_ema": 21.0} for n in (0, 1, 1)]
+    (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
     settings = {"seed": 1, "learning_rate": 1e-4, "optimizer": "adamw"}
     start = {"settings": settings, "free": {}, "conditions": {"device": "cpu"}}
     (folder / "run.json").write_text(json.dumps(start))
@@ -121,4 +123,7 @@ def run(
             info = PngImagePlugin.PngInfo()
             info.add_itxt("prompt", prompt)
             picture(step, (48, 64)).save(file, pnginfo=info)
+            preview = file.parent / "previews" / f"{stem}-step-05.png"
+            preview.parent.mkdir(exist_ok=True)
+            picture(step, (8, 8)).save(preview)
     return folder

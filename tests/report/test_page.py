@@ -134,6 +134,7 @@ def test_no_page_says_where_the_workspace_lies(tmp_path: Path) -> None:
     of_run.write(place, QUIET, "one")
     page = (folder / "inspect.html").read_text("utf-8")
     assert "cannot be read as PNG" in page
+    assert "CLIP score" in page
     assert str(tmp_path) not in page
 
 

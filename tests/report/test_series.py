@@ -67,5 +67,15 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     assert series(tmp_path).steps == 3
 
 
+def test_of_two_lines_of_a_step_the_later_one_holds(tmp_path: Path) -> None:
+    lines = [{"step": n // 2, "clip_score": n} for n in range(20)]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = series(tmp_path).scores
+    assert [(line["step"], line["clip_score"]) for line in found] == [
+        (n, 2 * n + 1) for n in range(10)
+    ]
+    assert [line["step"] for line in series(tmp_path, 4).scores] == [0, 3, 6, 9]
+
+
 def test_a_run_without_a_step_has_no_points(tmp_path: Path) -> None:
     assert series(tmp_path).points == []
