@@ -125,7 +125,7 @@ def write(
             "rejected": accounts.total("rejected"),
             "waiting": accounts.total("waiting"),
             "latents": latents.there,
-            "pictures shown": len(cards.cards),
+            "pictures shown": sum(card.uri is not None for card in cards.cards),
             "images compared": copies.hashed,
             "bytes written": size,
         },
