@@ -6,6 +6,7 @@ under manifests/latents/. Only what is missing is encoded, and torch is loaded o
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -219,6 +220,10 @@ def _encode(
     summary: Summary,
 ) -> Outcome:
     """Load the VAE and encode `items` to the end, or to the first Ctrl-C or SIGTERM."""
+    # On a CPU the VAE's threads share the cores with those that decode, and must not spin while
+    # they wait for each other. OpenMP reads it when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from omnigen_pipe.device import exact_float32, pick_device
     from omnigen_pipe.latents.encoder import encode
     from omnigen_pipe.latents.vae import load_vae

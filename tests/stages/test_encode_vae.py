@@ -176,6 +176,31 @@ def test_a_second_run_encodes_nothing_without_torch(place: Workspace) -> None:
     ]
 
 
+@pytest.mark.parametrize(("chosen", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_torch_is_loaded_when_threads_were_told_not_to_spin(
+    place: Workspace, chosen: str | None, seen: str
+) -> None:
+    """Later would be too late: OpenMP looks at it once. A user's own choice stands."""
+    script = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch':\n            print(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from omnigen_pipe.cli import main\n"
+        f"sys.argv = ['omnigen-pipe', 'encode-vae', '-w', {str(place.root)!r}, '-q',"
+        " '--device', 'cpu']\n"
+        "main()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if chosen is not None:
+        environment["OMP_WAIT_POLICY"] = chosen
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[0] == seen
+
+
 def test_only_what_is_missing_is_encoded(place: Workspace) -> None:
     run(place)
     first = ok_rows(place)
