@@ -140,7 +140,7 @@ def _of_these_images(workspace: Workspace) -> bool:
 
 def images_hash(workspace: Workspace) -> str:
     """BLAKE3 of the bytes of images.parquet."""
-    return blake3().update_mmap(workspace.images.path).hexdigest()
+    return blake3(max_threads=blake3.AUTO).update_mmap(workspace.images.path).hexdigest()
 
 
 def samples_fingerprint(images: pa.Table | Source, config: Config) -> str:
