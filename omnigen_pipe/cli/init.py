@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +18,9 @@ from omnigen_pipe.cli.command import command
 from omnigen_pipe.cli.options import HERE, JsonOption, given_path
 
 if TYPE_CHECKING:
-    from omnigen_pipe.starting.questions import Question
+    from omnigen_pipe.starting.contents import Contents
+    from omnigen_pipe.starting.proposals import Proposal
+    from omnigen_pipe.starting.questions import Answers, Question
 
 FolderArgument = Annotated[
     Path | None,
@@ -23,7 +28,7 @@ FolderArgument = Annotated[
         parser=given_path, help="Folder of the new workspace.  Default: the current one."
     ),
 ]
-SettingPanel = "Settings (asked for on a terminal, else a default)"
+SettingPanel = "Settings (asked for on a terminal, else proposed by what is found)"
 SimpleTunerPanel = "From SimpleTuner"
 
 
@@ -50,7 +55,8 @@ def init(
     caption_strategy: Annotated[
         str | None,
         typer.Option(
-            help="Where captions come from: filename, textfile or instanceprompt.",
+            help="Where captions come from: filename, textfile, instanceprompt, or jsonl, csv or "
+            "parquet where the folder holds such a table.",
             rich_help_panel=SettingPanel,
         ),
     ] = None,
@@ -64,6 +70,12 @@ def init(
         float | None,
         typer.Option(
             help="Size of images: 1024 means about 1024*1024 pixels.", rich_help_panel=SettingPanel
+        ),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Extra times per epoch, of every dataset.", rich_help_panel=SettingPanel
         ),
     ] = None,
     model: Annotated[
@@ -88,7 +100,7 @@ def init(
         typer.Option(help="Learning rate after warm-up.", rich_help_panel=SettingPanel),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing: take the defaults.")
+        bool, typer.Option("--yes", "-y", help="Ask nothing: take what is proposed.")
     ] = False,
     from_simpletuner: Annotated[
         Path | None,
@@ -129,7 +141,8 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a commented omnigen-pipe.toml, from answers or from SimpleTuner's files."""
-    from omnigen_pipe.starting.configuration_file import write
+    from omnigen_pipe.starting.configuration_file import refuse_existing, write
+    from omnigen_pipe.starting.questions import configured
 
     if folder is not None and workspace is not None and folder != workspace:
         raise UsageError(f"FOLDER is {folder} and --workspace is {workspace}: give one of them.")
@@ -139,6 +152,7 @@ def init(
         "caption_strategy": caption_strategy,
         "instance_prompt": instance_prompt,
         "resolution": resolution,
+        "repeats": repeats,
         "model": model,
         "run_name": run_name,
         "max_train_steps": max_train_steps,
@@ -161,33 +175,123 @@ def init(
         path = write(root, conversion.values)
         show_conversion(conversion, as_json)
     else:
-        from omnigen_pipe.starting.questions import answered, configured
-
         if dataloader or lycoris or relative_to:
             raise UsageError(
                 "--dataloader, --lycoris and --relative-to only go with --from-simpletuner."
             )
+        refuse_existing(root)
         on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         asking = on_terminal and not yes and not as_json
-        values = configured(answered(given, _ask if asking else None), root, Path.cwd())
+        answers, said = _interviewed(given, root, asking, as_json)
+        values = configured(answers, root, Path.cwd())
         path = write(root, values)
         if as_json:
-            print(json.dumps({"written": str(path), **values}, indent=2))
+            found = [each.contents.as_json() for each in answers.datasets if each.contents]
+            report = {"written": str(path), **values, "found": found, "notes": said}
+            print(json.dumps(report, indent=2))
     if not as_json:
         where = "" if root == Path.cwd() else f" -w {shlex.quote(str(folder or workspace))}"
         print(f"Wrote {path}. Look through it, then:  omnigen-pipe run{where}")
 
 
+def _interviewed(
+    given: dict[str, object], root: Path, asking: bool, as_json: bool
+) -> tuple[Answers, list[str]]:
+    """All answers, and what was said of them, which is printed unless `as_json`.
+
+    Leaves with status 130, as after the signal, where Ctrl-C or the end of input is the answer.
+    """
+    from omnigen_pipe.starting.questions import Surroundings, answered
+
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if not as_json:
+            # Names of files are shown, and may hold what a terminal takes for commands.
+            print("".join(c if c.isprintable() else "?" for c in sentence), flush=True)
+
+    around = Surroundings(
+        look=lambda images: _look(images, root, say),
+        batch=lambda answers: _batch(answers, root, say),
+        say=say,
+        check_folder=lambda images: _check_folder(images, root),
+        is_there=lambda images: _is_there(images, root),
+    )
+    try:
+        return answered(given, _ask if asking else None, around), said
+    except (typer.Abort, KeyboardInterrupt) as error:
+        print("\nNothing was written.", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from error
+
+
+def _check_folder(images: str, root: Path) -> None:
+    """Raise `UsageError` where `images` can be no folder of images."""
+    from omnigen_pipe.starting.questions import folder_of
+
+    folder = folder_of(images, root, Path.cwd())
+    if folder is None:
+        if not images.startswith("hf://datasets/"):
+            raise UsageError(f"{images} is no address: write hf://datasets/OWNER/NAME")
+    elif folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file")
+    elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(f"{folder} may not be read")
+
+
+def _is_there(images: str, root: Path) -> bool:
+    """Whether the folder that `images` names is there; of the hub's that is not asked."""
+    from omnigen_pipe.starting.questions import folder_of
+
+    folder = folder_of(images, root, Path.cwd())
+    return folder is None or folder.is_dir()
+
+
+def _look(images: str, root: Path, say: Callable[[str], None]) -> Contents | None:
+    """What the folder that `images` names holds; None where there is none to look into."""
+    from omnigen_pipe.images.candidates import escaped
+    from omnigen_pipe.starting.contents import look_into
+    from omnigen_pipe.starting.questions import folder_of
+
+    folder = folder_of(images, root, Path.cwd())
+    if folder is None or not folder.is_dir() or escaped(str(folder)) != str(folder):
+        return None
+    say(f"Looking into {folder}.")
+    try:
+        return look_into(folder, root)
+    except UsageError as error:
+        say(f"{error} It was not looked into.")
+        return None
+
+
+def _batch(answers: Answers, root: Path, say: Callable[[str], None]) -> Proposal:
+    """The batch size that the GPU that is here can hold."""
+    from omnigen_pipe import config
+    from omnigen_pipe.starting.proposals import Proposal
+    from omnigen_pipe.starting.questions import configured
+    from omnigen_pipe.workspace import Workspace
+
+    values = configured(answers, root, Path.cwd())
+    workspace = Workspace(root, config.parse(values, root / config.CONFIG_NAME))
+    say("Looking for a GPU and estimating what it can hold, which takes some seconds.")
+    from omnigen_pipe.memory.batch import proposed_batch
+
+    return Proposal(*proposed_batch(workspace))
+
+
 def _ask(question: Question) -> object:
     """The answer typed at the terminal; an empty one is the default."""
-    if not question.choices:
-        return typer.prompt(question.text, default=question.default)
-    allowed = ", ".join(question.choices)
+    if isinstance(question.default, bool):
+        return typer.confirm(question.text, default=question.default)
 
-    def chosen(answer: str) -> str:
-        if answer not in question.choices:
-            raise typer.BadParameter(f"{answer} is not one of {allowed}")
-        return answer
+    def value(typed: str) -> object:
+        try:
+            return question.read(str(typed))
+        except UsageError as error:
+            raise typer.BadParameter(str(error)) from error
 
-    text = f"{question.text} ({allowed})"
-    return typer.prompt(text, default=question.default, value_proc=chosen)
+    text = question.text
+    if question.choices:
+        text += f" ({', '.join(question.choices)})"
+    shown = question.default != ""
+    return typer.prompt(text, default=question.default, value_proc=value, show_default=shown)

@@ -16,7 +16,8 @@ from omnigen_pipe.images.candidates import Candidate, Candidates, asked, escaped
 from omnigen_pipe.images.captions import LIST_STRATEGIES, from_value
 from omnigen_pipe.workspace import Workspace
 
-_LIST_KINDS = {
+#: What a list is, by its extension.
+LIST_KINDS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -67,11 +68,11 @@ def read_listing(workspace: Workspace, dataset: DatasetConfig, root: Path) -> Li
     """
     path = list_path(workspace, dataset, root)
     where = f"dataset `{dataset.id}`: {path}"
-    by_name = _LIST_KINDS.get(path.suffix.lower())
+    by_name = LIST_KINDS.get(path.suffix.lower())
     strategy = dataset.caption_strategy
     kind = strategy if strategy in LIST_STRATEGIES else by_name
     if kind is None:
-        raise UsageError(f"{where} must end in {', '.join(_LIST_KINDS)}.")
+        raise UsageError(f"{where} must end in {', '.join(LIST_KINDS)}.")
     if by_name is not None and by_name != kind:
         raise UsageError(f'{where} is no {kind}, but caption_strategy is "{strategy}".')
     caption_column = dataset.caption_column if strategy in LIST_STRATEGIES else None

@@ -15,10 +15,10 @@ import time
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from blake3 import blake3
 from PIL import ExifTags, Image
@@ -71,6 +71,9 @@ _PIECE = 4 * 2**20
 
 #: Files open at once. Reading waits on disks and networks, and hashing frees the interpreter.
 READERS = 8
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _HASH_BYTES = 16
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -137,18 +140,25 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def read_files(wanted: Iterable[tuple[str, int, int]]) -> Generator[Reading, None, None]:
-    """`read_file` of each (path, size, mtime_ns), in order, on `READERS` threads.
+    """`read_file` of each (path, size, mtime_ns), in order, as `on_threads` does it."""
+    return on_threads(lambda file: read_file(*file), wanted)
 
-    At most twice as many files are ahead of the one that is yielded, so memory stays flat.
+
+def on_threads(
+    call: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Generator[_Result, None, None]:
+    """`call` of each item, in order, on `READERS` threads.
+
+    At most twice as many are ahead of the one that is yielded, so memory stays flat.
     """
     # Pillow warns of odd metadata in words that name no file. One filter around all threads,
     # since filters are global to the process.
     with warnings.catch_warnings(), ThreadPoolExecutor(READERS, "discover") as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        ahead: deque[Future[Reading]] = deque()
+        ahead: deque[Future[_Result]] = deque()
         try:
-            for path, size, mtime_ns in wanted:
-                ahead.append(pool.submit(read_file, path, size, mtime_ns))
+            for item in items:
+                ahead.append(pool.submit(call, item))
                 if len(ahead) >= 2 * READERS:
                     yield ahead.popleft().result()
             while ahead:
@@ -156,6 +166,24 @@ def read_files(wanted: Iterable[tuple[str, int, int]]) -> Generator[Reading, Non
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def read_header(path: str) -> Facts:
+    """What the header of the file at `path` says, with an empty `content_hash`.
+
+    Only as much is read as Pillow's reader of the format asks for. What keeps a file from being
+    read is the `reason`.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as handle:
+            state = os.fstat(handle.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                return Facts("", reason="not a regular file")
+            return _header(handle, "", state.st_size)
+    except OSError as error:
+        return Facts("", reason=f"unreadable: {error.strerror or error}")
+    except MemoryError:
+        return Facts("", reason="unreadable: too little memory")
 
 
 def probe(content: bytes) -> Facts:

@@ -149,6 +149,18 @@ def _buckets(workspace: Workspace, resolution: int | None) -> tuple[dict[str, in
     return {f"{side}x{side}": 0 for side in sides}, [note]
 
 
+def largest_square(workspace: Workspace, offered: int) -> tuple[str, int]:
+    """The largest square bucket that is configured, and how many samples of it fit `offered` bytes.
+
+    Before `bucket` and `tokenize` have run. Raises `UsageError` as `run` does.
+    """
+    side = max(_square_sides(workspace.config))
+    bucket = f"{side}x{side}"
+    shapes, train = architecture(workspace), workspace.config.train
+    ahead = prospect(shapes, train, workspace.lokr(), [bucket], ASSUMED_PROMPT_TOKENS)
+    return bucket, ahead.largest_batch(bucket, offered)
+
+
 def _square_sides(config: Config) -> set[int]:
     """Sides of the square buckets that the configured datasets have, in pixels."""
     trained = [dataset for dataset in config.datasets if dataset.dataset_type != "eval"]

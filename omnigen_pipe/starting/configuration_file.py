@@ -9,6 +9,7 @@ every such `#` away leaves a valid file.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import textwrap
@@ -245,8 +246,21 @@ def write(root: Path, values: dict[str, Any]) -> Path:
         with path.open("xb") as handle:
             handle.write(encoded)
     except FileExistsError as error:
-        raise UsageError(
-            f"{path} is there already, and is never overwritten. Edit it, move it away, or name "
-            "another folder."
-        ) from error
+        raise _existing(path) from error
     return path
+
+
+def refuse_existing(root: Path) -> None:
+    """Raise the `UsageError` that `write` would end with where there is a configuration already.
+
+    For asking before anybody has answered questions in vain.
+    """
+    if os.path.lexists(path := root / CONFIG_NAME):
+        raise _existing(path)
+
+
+def _existing(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is there already, and is never overwritten. Edit it, move it away, or name "
+        "another folder."
+    )

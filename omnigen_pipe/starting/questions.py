@@ -1,29 +1,69 @@
 """The questions of `omnigen-pipe init`: the few settings without which nothing can be trained.
 
-An answer comes from the command line, else from the person at the terminal, else it is the
-default. Everything else is left to the commented file.
+An answer comes from the command line, else from the person at the terminal, else it is what is
+proposed: for a folder of images that is there, by what it holds. Everything else is left to the
+commented file.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import BaseModel, ValidationError
+
 from manifests.errors import UsageError
-from omnigen_pipe.config import EMBEDDED, DatasetOptions, ModelConfig, TrainConfig
+from omnigen_pipe.config import (
+    EMBEDDED,
+    DatasetConfig,
+    DatasetOptions,
+    ModelConfig,
+    TrainConfig,
+)
+from omnigen_pipe.images.captions import LIST_STRATEGIES
+from omnigen_pipe.starting import proposals
+from omnigen_pipe.starting.contents import Contents
+from omnigen_pipe.starting.proposals import Proposal
 
 
 @dataclass(frozen=True)
 class Question:
-    """One setting: its name among the answers, what is asked, and what holds without an answer."""
+    """One setting: its name among the answers, what is asked, and what holds without an answer.
+
+    `reason` says why that is proposed. `check` raises `UsageError` for a value that cannot be.
+    """
 
     name: str
     text: str
     default: Any
     choices: tuple[str, ...] = ()
+    reason: str = ""
+    check: Callable[[Any], None] = lambda value: None
+
+    def read(self, text: str) -> Any:
+        """The answer that was typed, as a value of the default's type.
+
+        Raises `UsageError` that says what is wrong with it.
+        """
+        value: Any = text.strip()
+        if isinstance(self.default, (int, float)):
+            try:
+                value = type(self.default)(value)
+            except ValueError as error:
+                kind = "whole number" if isinstance(self.default, int) else "number"
+                raise UsageError(f"{value!r} is not a {kind}") from error
+        if self.choices and value not in self.choices:
+            raise UsageError(f"{value} is not one of {', '.join(self.choices)}")
+        self.check(value)
+        return value
+
+    def proposing(self, proposal: Proposal) -> Question:
+        """The same question with what is proposed as its default."""
+        return replace(self, default=proposal.value, reason=proposal.reason)
 
 
 #: Asks a question at the terminal and returns the answer, of the default's type.
@@ -34,80 +74,338 @@ def _default(model: Any, name: str) -> Any:
     return model.model_fields[name].default
 
 
+def _valid(model: type[BaseModel], name: str, **others: Any) -> Callable[[Any], None]:
+    """Checks a value as the field `name` of `model`, beside the `others`."""
+
+    def check(value: Any) -> None:
+        try:
+            model.model_validate({**others, name: value})
+        except ValidationError as error:
+            raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+
+    return check
+
+
+def _positive(value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{value} is less than 1")
+
+
+def _not_empty(value: str) -> None:
+    if not value:
+        raise UsageError("it is empty")
+
+
+_DATASET = {"id": "images", "instance_data_dir": "images", "resolution_type": "pixel_area"}
+
 CAPTION_STRATEGIES: tuple[str, ...] = ("filename", "textfile", "instanceprompt")
-assert set(CAPTION_STRATEGIES) <= set(
+assert {*CAPTION_STRATEGIES, *LIST_STRATEGIES} == set(
     get_args(DatasetOptions.model_fields["caption_strategy"].annotation)
 )
 
-QUESTIONS = (
-    Question("images", "Folder of images, or hf://datasets/OWNER/NAME", "images"),
-    Question("caption_strategy", "Where captions come from", "filename", CAPTION_STRATEGIES),
-    Question("instance_prompt", "The caption of every image", "a photo of my subject"),
-    Question("resolution", "Resolution (1024 means about 1024*1024 pixels)", 1024),
+_IMAGES = Question("images", "Folder of images, or hf://datasets/OWNER/NAME", "images")
+_ABSENT = Question("absent", "There is no folder {folder} yet. Take it all the same?", False)
+_ANOTHER = Question("another", "Another folder? (empty: none)", "")
+_REGULARISATION = Question(
+    "is_regularisation_data",
+    "Is it regularisation data, to keep what the model can?",
+    False,
+)
+_RESOLUTION = Question(
+    "resolution",
+    "Resolution (1024 means about 1024*1024 pixels)",
+    1024,
+    check=_valid(DatasetConfig, "resolution", **_DATASET),
+)
+_CAPTION_STRATEGY = Question(
+    "caption_strategy", "Where captions come from", "filename", CAPTION_STRATEGIES
+)
+_INSTANCE_PROMPT = Question(
+    "instance_prompt", "The caption of every image", "a photo of my subject", check=_not_empty
+)
+_REPEATS = Question(
+    "repeats",
+    "Repeats of {folder}: extra times per epoch",
+    _default(DatasetOptions, "repeats"),
+    check=_valid(DatasetConfig, "repeats", **_DATASET),
+)
+_BATCH = Question(
+    "train_batch_size",
+    "Samples per step",
+    _default(TrainConfig, "train_batch_size"),
+    check=_positive,
+)
+_STEPS = Question("max_train_steps", "Optimizer steps to train", 1000, check=_positive)
+#: Those of the run that follow from nothing.
+_RUN = (
     Question(
         "model",
         "Model: hub id or folder",
         _default(ModelConfig, "pretrained_model_name_or_path"),
+        check=_not_empty,
     ),
-    Question("run_name", "Name of the run", _default(TrainConfig, "tracker_run_name")),
-    Question("max_train_steps", "Optimizer steps to train", 1000),
-    Question("train_batch_size", "Samples per step", _default(TrainConfig, "train_batch_size")),
-    Question("learning_rate", "Learning rate", _default(TrainConfig, "learning_rate")),
+    Question(
+        "run_name",
+        "Name of the run",
+        _default(TrainConfig, "tracker_run_name"),
+        check=_valid(TrainConfig, "tracker_run_name"),
+    ),
+    Question(
+        "learning_rate",
+        "Learning rate",
+        _default(TrainConfig, "learning_rate"),
+        check=_valid(TrainConfig, "learning_rate"),
+    ),
 )
 
 
-def answered(given: dict[str, Any], ask: Ask | None) -> dict[str, Any]:
-    """All answers: the given ones that are not None, asked ones (or defaults) for the rest.
+@dataclass(frozen=True)
+class DatasetAnswers:
+    """The answers for one dataset, and what its folder holds, if it was looked into."""
+
+    images: str
+    resolution: float
+    caption_strategy: str
+    instance_prompt: str | None = None
+    repeats: int = 0
+    is_regularisation_data: bool = False
+    contents: Contents | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """All answers."""
+
+    datasets: tuple[DatasetAnswers, ...]
+    model: str
+    run_name: str
+    learning_rate: float
+    train_batch_size: int = 1
+    max_train_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What proposals are made from; by default nothing is known, and the defaults hold.
+
+    `look` gives what the folder of an answer holds, or None where it cannot be looked into.
+    `batch` gives a batch size, and why, for all other answers. `say` tells the person at the
+    terminal, or whoever reads the output.
+    """
+
+    look: Callable[[str], Contents | None] = lambda folder: None
+    batch: Callable[[Answers], Proposal] | None = None
+    say: Callable[[str], None] = lambda sentence: None
+    #: Raises `UsageError` for what can be no folder of images.
+    check_folder: Callable[[str], None] = lambda folder: None
+    #: Whether there is such a folder, so that a slip of the pen can be noticed.
+    is_there: Callable[[str], bool] = lambda folder: True
+
+
+@dataclass
+class _Interview:
+    given: dict[str, Any]
+    ask: Ask | None
+    around: Surroundings
+    looked: dict[str, Contents | None] = field(default_factory=dict)
+
+    def answer(self, question: Question) -> Any:
+        """The given answer, else the typed one, else what is proposed, which is then said."""
+        if question.name in self.given:
+            return self.given[question.name]
+        if self.ask is not None:
+            if question.reason:
+                self.around.say(question.reason)
+            return self.ask(question)
+        if question.reason:
+            self.around.say(f"{question.name} = {question.default}: {question.reason}")
+        return question.default
+
+    def folder(self, question: Question, taken: list[str]) -> str:
+        """A folder that is not `taken`; one that is not there only by default or on purpose."""
+
+        def check(folder: str) -> None:
+            if folder in taken:
+                raise UsageError(f"{folder} is a dataset already")
+            if folder != question.default:
+                self.around.check_folder(folder)
+
+        question = replace(question, check=check)
+        while True:
+            folder = str(self.answer(question))
+            if self.ask is None or folder == question.default or self.around.is_there(folder):
+                return folder
+            if self.ask(replace(_ABSENT, text=_ABSENT.text.format(folder=folder))):
+                return folder
+
+    def dataset(self, folder: str, first: bool) -> DatasetAnswers:
+        """The answers for the dataset in `folder`, but for its repeats."""
+        contents = self.around.look(folder)
+        if contents is not None:
+            for sentence in contents.sentences():
+                self.around.say(sentence)
+        known = contents is not None and contents.usable > 0
+        regularisation = False
+        if not first and self.ask is not None:
+            regularisation = bool(self.answer(_REGULARISATION))
+        resolution, strategy = _RESOLUTION, _CAPTION_STRATEGY
+        if contents is not None and known:
+            resolution = resolution.proposing(proposals.resolution(contents))
+            kinds = {table.kind: None for table in contents.tables if table.captioned}
+            strategy = replace(strategy, choices=(*CAPTION_STRATEGIES, *kinds)).proposing(
+                proposals.caption_strategy(contents)
+            )
+        answers = DatasetAnswers(
+            folder,
+            self.answer(resolution),
+            self.answer(strategy),
+            is_regularisation_data=regularisation,
+            contents=contents,
+        )
+        if answers.caption_strategy == "instanceprompt" or "instance_prompt" in self.given:
+            answers = replace(answers, instance_prompt=self.answer(_INSTANCE_PROMPT))
+        return answers
+
+    def datasets(self) -> tuple[DatasetAnswers, ...]:
+        """All datasets."""
+        found: list[DatasetAnswers] = []
+        if "images" in self.given:
+            images = self.given["images"]
+            folders = [images] if isinstance(images, str) else list(images)
+            if "" in folders:
+                raise UsageError("A folder of images is empty: name one, or leave it out.")
+            found = [self.dataset(folder, folder is folders[0]) for folder in folders]
+        else:
+            found.append(self.dataset(self.folder(_IMAGES, []), first=True))
+            while self.ask is not None:
+                folder = self.folder(_ANOTHER, [each.images for each in found])
+                if not folder:
+                    break
+                found.append(self.dataset(folder, first=False))
+        counts = [0 if each.contents is None else each.contents.images for each in found]
+        repeated = []
+        for each, proposal in zip(found, proposals.repeats(counts), strict=True):
+            question = replace(_REPEATS, text=_REPEATS.text.format(folder=each.images))
+            if each.contents is not None and each.contents.usable:
+                repeated.append(replace(each, repeats=self.answer(question.proposing(proposal))))
+            else:
+                repeats = self.given.get("repeats", question.default)
+                repeated.append(replace(each, repeats=repeats))
+        return tuple(repeated)
+
+
+def answered(given: dict[str, Any], ask: Ask | None, around: Surroundings | None = None) -> Answers:
+    """All answers: the given ones that are not None, asked ones (or proposals) for the rest.
 
     `instance_prompt` is only asked for, and only has a default, where captions come from it.
+    What takes long to find out is asked for last.
     """
-    answers = {name: value for name, value in given.items() if value is not None}
-    for question in QUESTIONS:
-        if question.name in answers:
-            continue
-        if question.name == "instance_prompt" and answers["caption_strategy"] != "instanceprompt":
-            continue
-        answers[question.name] = question.default if ask is None else ask(question)
-    return answers
+    around = around or Surroundings()
+    interview = _Interview({n: v for n, v in given.items() if v is not None}, ask, around)
+    datasets = interview.datasets()
+    answers = Answers(datasets, **{q.name: interview.answer(q) for q in _RUN})
+    known = any(each.contents is not None and each.contents.usable for each in datasets)
+    batch = _BATCH
+    if around.batch is not None and _BATCH.name not in interview.given and (known or ask):
+        batch = batch.proposing(around.batch(answers))
+    answers = replace(answers, train_batch_size=interview.answer(batch))
+    steps = replace(_STEPS, reason=_epochs(answers, _STEPS.default) if known else "")
+    return replace(answers, max_train_steps=interview.answer(steps))
 
 
-def configured(answers: dict[str, Any], root: Path, here: Path) -> dict[str, Any]:
+def _epochs(answers: Answers, steps: int) -> str:
+    """How often `steps` steps come to all samples, in a sentence."""
+    counted = [each for each in answers.datasets if each.contents is not None]
+    samples = sum(
+        each.contents.images * (each.repeats + 1) for each in counted if each.contents is not None
+    )
+    batch = max(answers.train_batch_size, 1)
+    return (
+        f"{steps:,} steps of {batch:,} are about {steps * batch / max(samples, 1):.1f} epochs of "
+        f"{samples:,} samples."
+    )
+
+
+def configured(answers: Answers, root: Path, here: Path) -> dict[str, Any]:
     """The configuration, shaped as the file is, that the answers ask for.
 
     Paths in answers start at the folder `here`; in the file they start at the workspace `root`,
-    or are absolute where they lead out of it. `images` is one folder or a list of them; the
-    default one lies in the workspace, unless there is one at `here`.
+    or are absolute where they lead out of it. What holds for all datasets stands in `defaults`.
     """
-    model = answers["model"]
+    model = answers.model
     if model != EMBEDDED and (here / Path(model).expanduser()).is_dir():
         model = model_from_workspace(model, root, here)
-    images = answers["images"]
-    folders = [images] if isinstance(images, str) else list(images)
-    if "" in folders:
-        raise UsageError("A folder of images is empty: name one, or leave it out.")
-    if folders == [QUESTIONS[0].default] and not (here / folders[0]).is_dir():
-        here = root
-    defaults: dict[str, Any] = {
-        "resolution": answers["resolution"],
-        "resolution_type": "pixel_area",
-        "caption_strategy": answers["caption_strategy"],
+    options = [_options(each) for each in answers.datasets]
+    shared = {
+        name: value
+        for name, value in options[0].items()
+        if name not in _OF_ONE and all(each.get(name) == value for each in options)
     }
-    if answers.get("instance_prompt") is not None:
-        defaults["instance_prompt"] = answers["instance_prompt"]
+    ids = dataset_ids([each.images for each in answers.datasets])
+    datasets = []
+    for name, each, own in zip(ids, answers.datasets, options, strict=True):
+        folder = folder_of(each.images, root, here)
+        place = each.images if folder is None else from_workspace(str(folder), root, here)
+        entry: dict[str, Any] = {"id": name, "instance_data_dir": place}
+        table = _table(each)
+        if table is not None:
+            entry["list_file"] = from_workspace(str(table.path), root, here)
+        if each.is_regularisation_data:
+            entry["is_regularisation_data"] = True
+        entry |= {name: value for name, value in own.items() if name not in shared}
+        datasets.append(entry)
     return {
         "model": {"pretrained_model_name_or_path": model},
-        "defaults": defaults,
-        "dataset": [
-            {"id": name, "instance_data_dir": from_workspace(folder, root, here)}
-            for name, folder in zip(dataset_ids(folders), folders, strict=True)
-        ],
+        "defaults": {"resolution_type": "pixel_area", **shared},
+        "dataset": datasets,
         "train": {
-            "tracker_run_name": answers["run_name"],
-            "max_train_steps": answers["max_train_steps"],
-            "train_batch_size": answers["train_batch_size"],
-            "learning_rate": answers["learning_rate"],
+            "tracker_run_name": answers.run_name,
+            "max_train_steps": answers.max_train_steps,
+            "train_batch_size": answers.train_batch_size,
+            "learning_rate": answers.learning_rate,
         },
     }
+
+
+#: Options that say something of one dataset's folder, and of no other that may come later.
+_OF_ONE = ("repeats", "caption_column", "path_column")
+
+
+def _table(answers: DatasetAnswers) -> Any:
+    """The table that captions come from, if they come from one that was found."""
+    if answers.contents is None:
+        return None
+    kind = answers.caption_strategy
+    tables = [table for table in answers.contents.tables if table.kind == kind]
+    return max(tables, key=lambda table: table.captioned, default=None)
+
+
+def _options(answers: DatasetAnswers) -> dict[str, Any]:
+    """The dataset's options that may stand in `[defaults]`."""
+    options: dict[str, Any] = {
+        "resolution": answers.resolution,
+        "caption_strategy": answers.caption_strategy,
+    }
+    if answers.instance_prompt is not None:
+        options["instance_prompt"] = answers.instance_prompt
+    table = _table(answers)
+    if table is not None:
+        options |= {"caption_column": table.caption_column, "path_column": table.path_column}
+    if answers.repeats:
+        options["repeats"] = answers.repeats
+    return options
+
+
+def folder_of(images: str, root: Path, here: Path) -> Path | None:
+    """The folder that the answer `images` means; None for an address on the hub.
+
+    The default one lies in the workspace, unless there is one at `here`.
+    """
+    if "://" in images:
+        return None
+    if images == _IMAGES.default and not (here / images).is_dir():
+        here = root
+    return Path(_absolute(here / Path(images).expanduser()))
 
 
 def from_workspace(path: str, root: Path, here: Path) -> str:
@@ -129,8 +427,6 @@ def model_from_workspace(path: str, root: Path, here: Path) -> str:
 
 def _absolute(path: Path) -> str:
     """Absolute and without `..`, but with symbolic links as they are."""
-    import os.path
-
     return os.path.abspath(path)
 
 

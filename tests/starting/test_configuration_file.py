@@ -164,9 +164,10 @@ def test_what_is_given_is_not_asked() -> None:
     assert "resolution" not in asked
     assert "model" in asked
     assert "instance_prompt" not in asked
-    assert answers["images"] == "x"
+    assert [each.images for each in answers.datasets] == ["x"]
     asked.clear()
-    assert answered({"caption_strategy": "instanceprompt"}, ask)["instance_prompt"]
+    answers = answered({"caption_strategy": "instanceprompt"}, ask)
+    assert answers.datasets[0].instance_prompt
     assert "instance_prompt" in asked
 
 
