@@ -24,6 +24,7 @@ from omnigen_pipe.memory.estimate import (
     GIB,
     PARTS,
     Estimate,
+    Prospect,
     image_tokens,
     offered_bytes,
     prospect,
@@ -149,16 +150,17 @@ def _buckets(workspace: Workspace, resolution: int | None) -> tuple[dict[str, in
     return {f"{side}x{side}": 0 for side in sides}, [note]
 
 
-def largest_square(workspace: Workspace, offered: int) -> tuple[str, int]:
-    """The largest square bucket that is configured, and how many samples of it fit `offered` bytes.
+def square_prospect(workspace: Workspace) -> tuple[str, Prospect]:
+    """The largest square bucket that is configured, and what estimates for it are made of.
 
-    Before `bucket` and `tokenize` have run. Raises `UsageError` as `run` does.
+    For a workspace in which neither `bucket` nor `tokenize` has run. Raises `UsageError` as `run`
+    does.
     """
     side = max(_square_sides(workspace.config))
     bucket = f"{side}x{side}"
     shapes, train = architecture(workspace), workspace.config.train
     ahead = prospect(shapes, train, workspace.lokr(), [bucket], ASSUMED_PROMPT_TOKENS)
-    return bucket, ahead.largest_batch(bucket, offered)
+    return bucket, ahead
 
 
 def _square_sides(config: Config) -> set[int]:
