@@ -36,6 +36,7 @@ SimpleTunerPanel = "From SimpleTuner"
     "init",
     epilog="Examples:  \n"
     "`omnigen-pipe init my-project`  \n"
+    "`omnigen-pipe init my-project --images ~/photos`  \n"
     "`omnigen-pipe init my-project --images ~/photos --caption-strategy textfile --yes`  \n"
     "`omnigen-pipe init my-project --from-simpletuner SimpleTuner/config/config.json`",
 )
@@ -140,7 +141,11 @@ def init(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a commented omnigen-pipe.toml, from answers or from SimpleTuner's files."""
+    """Write a commented omnigen-pipe.toml, from answers or from SimpleTuner's files.
+
+    Looks into the folders of images and proposes resolution, captions, repeats and batch size by
+    what is there.
+    """
     from omnigen_pipe.starting.configuration_file import refuse_existing, write
     from omnigen_pipe.starting.questions import configured
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from omnigen_pipe.workspace import Workspace
 
 #: Usual names of the columns, the likeliest first. `file_name` is that of the hub's folders.
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "file_path", "filepath", "image", "key")
-CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "description", "label")
+CAPTION_COLUMNS = ("caption", "captions", "text", "prompt", "description")
 
 #: Tables looked into, and the largest of them (bytes): each is read as a whole.
 MOST_TABLES = 8
+_ENDINGS = tuple(LIST_KINDS)
 _LARGEST = 256 * 2**20
 
 
@@ -48,14 +50,15 @@ def find_tables(folder: Path, images: Sequence[str]) -> tuple[list[Table], list[
     """
     tables: list[Table] = []
     notes: list[str] = []
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in LIST_KINDS
-        and not path.name.startswith(".")
-        and escaped(path.name) == path.name  # else no configuration could name it
-        and path.is_file()
-    )
+    # By their names first: there may be a million others.
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(_ENDINGS))
+    found = [
+        folder / name
+        for name in names
+        if not name.startswith(".")
+        and escaped(name) == name  # else no configuration could name it
+        and (folder / name).is_file()
+    ]
     for path in found[:MOST_TABLES]:
         table = _table(folder, path, images)
         if isinstance(table, str):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from omnigen_pipe import config
@@ -66,6 +67,48 @@ def test_json_is_only_json(here: Path) -> None:
     status, output = call("p", "--json")
     assert status == 0
     assert json.loads(output)["written"] == str(here / "p" / config.CONFIG_NAME)
+
+
+def test_json_has_what_was_found_and_why_it_is_proposed(here: Path) -> None:
+    (here / "cats").mkdir()
+    for number in range(3):
+        Image.new("RGB", (800, 800)).save(here / "cats" / f"IMG_{number}.png")
+    (here / "cats" / "captions.csv").write_text(
+        "file_name,text\nIMG_0.png,a cat\nIMG_1.png,two cats\n", encoding="utf-8"
+    )
+    (here / "cats" / "broken.jpg").write_bytes(b"no picture")
+    result = CliRunner().invoke(app, ["init", "p", "--images", "cats", "--json"])
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    (found,) = report["found"]
+    assert (found["files"], found["usable"]) == (4, 3)
+    assert found["faults"] == {"not an image": 1}
+    assert found["shorter_side"] == [800, 800, 800]
+    assert any(note.startswith("caption_strategy = csv: captions.csv") for note in report["notes"])
+    (cats,) = config.load(here / "p" / config.CONFIG_NAME).dataset
+    assert (cats.caption_strategy, cats.caption_column, cats.path_column) == (
+        "csv",
+        "text",
+        "file_name",
+    )
+    assert cats.list_file == str(here / "cats" / "captions.csv")
+    assert cats.resolution == 768
+
+
+def test_options_win_over_what_would_be_proposed(here: Path) -> None:
+    (here / "cats").mkdir()
+    Image.new("RGB", (300, 300)).save(here / "cats" / "1.png")
+    status, output = call(
+        *("p", "--images", "cats", "--resolution", "1024", "--caption-strategy", "filename"),
+        *("--repeats", "2", "--batch-size", "4", "--max-train-steps", "5"),
+    )
+    assert status == 0
+    for name in ("resolution", "caption_strategy", "repeats", "train_batch_size"):
+        assert f"{name} = " not in output
+    written = config.load(here / "p" / config.CONFIG_NAME)
+    (cats,) = written.dataset
+    assert (cats.resolution, cats.caption_strategy, cats.repeats) == (1024, "filename", 2)
+    assert (written.train.train_batch_size, written.train.max_train_steps) == (4, 5)
 
 
 def simpletuner(here: Path) -> Path:
