@@ -278,7 +278,7 @@ def _batch(answers: Answers, root: Path, say: Callable[[str], None]) -> Proposal
 
     values = configured(answers, root, Path.cwd())
     workspace = Workspace(root, config.parse(values, root / config.CONFIG_NAME))
-    say("Looking for a GPU and estimating what it can hold, which takes some seconds.")
+    say("Looking for a GPU and estimating what it can hold, which may take half a minute.")
     from omnigen_pipe.memory.batch import proposed_batch
 
     return Proposal(*proposed_batch(workspace))
