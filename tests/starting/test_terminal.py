@@ -126,8 +126,7 @@ def test_leaving_at_a_question_writes_nothing(
             terminal.answer(each)
         terminal.wait_for(question)
         terminal.wait_for_prompt()
-        terminal.press(key)
-        assert terminal.exit_status() == 130
+        assert terminal.leave(key) == 130
         assert "Nothing was written." in terminal.shown
     assert list(tmp_path.iterdir()) == []
 
