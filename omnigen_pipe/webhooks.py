@@ -9,6 +9,7 @@ more of it than its host.
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import socket
@@ -32,7 +33,7 @@ from omnigen_pipe.events import Event, EventFile
 QUEUE_LENGTH = 64
 #: Bytes of files that wait for a webhook: pictures are large.
 QUEUE_BYTES = 64 << 20
-#: Seconds after which a server that says nothing has failed.
+#: Seconds in which a server must be reached, take an event, and answer: for each so many.
 TIMEOUT = 10.0
 #: Seconds between the tries of one event.
 PAUSES = (1.0, 4.0, 16.0)
@@ -45,6 +46,7 @@ _DISCORD_LENGTH = 2000
 _DISCORD_FILES = 10
 #: What an event is worth where not all can wait: these, and 2 the others.
 _WORTH: dict[str, int] = {"preview": 0, "step": 1, "end": 3, "error": 3}
+_LEAST = 0
 #: What a server says of a body that is larger than it takes.
 _TOO_LARGE = "HTTP 413"
 #: Fields of a message for people, in this order, and how each is said.
@@ -178,7 +180,66 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """None: the redirect's own status is the answer."""
 
 
-_OPENER = urllib.request.build_opener(_NoRedirects)
+class _InTime(io.RawIOBase):
+    """What a server answers, read within the socket's timeout altogether. Left to itself, each
+    single read has that long: a server that drips would hold a webhook for ever."""
+
+    def __init__(self, answer: io.BufferedIOBase, sock: socket.socket) -> None:
+        self._answer = answer
+        self._sock = sock
+        self._timeout = sock.gettimeout()
+        self._end = time.monotonic() + (self._timeout or 0.0)
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As many bytes as are there; raises `TimeoutError` where none come in time."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        try:
+            return self._answer.readinto1(buffer)
+        finally:  # a proxy's answer is followed by more on the same socket
+            self._sock.settimeout(self._timeout)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._answer.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """One that comes in time."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
+        super().__init__(sock, *args, **named)
+        self.fp: io.BufferedReader = io.BufferedReader(_InTime(self.fp, sock))
+
+
+class _Timed(urllib.request.AbstractHTTPHandler):
+    def do_open(self, http_class: Any, req: Any, **named: Any) -> http.client.HTTPResponse:
+        """As ever, but the answer must come in time."""
+
+        def connection(*args: Any, **inner: Any) -> http.client.HTTPConnection:
+            made: http.client.HTTPConnection = http_class(*args, **inner)
+            made.response_class = _Response
+            return made
+
+        return super().do_open(connection, req, **named)
+
+
+class _TimedHTTP(_Timed, urllib.request.HTTPHandler):
+    """Over http."""
+
+
+class _TimedHTTPS(_Timed, urllib.request.HTTPSHandler):
+    """Over https."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects, _TimedHTTP, _TimedHTTPS)
 
 
 def post(address: Address, said: Message, timeout: float = TIMEOUT) -> Answer:
@@ -255,19 +316,20 @@ class Webhook:
         run: str,
         *,
         timeout: float = TIMEOUT,
-        wait: Callable[[float], bool] | None = None,
+        wait: Callable[[Callable[[], bool], float], bool] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
-        """`wait` pauses for so many seconds, and says whether to give up; `now` is the clock."""
+        """`wait` pauses until what it is given is true, for so many seconds at most, and says
+        whether it is; `now` is the clock."""
         self.address = address
         self._config = config
         self._run = run
         self._timeout = timeout
         self._now = now
-        self._given_up = threading.Event()
-        self._wait = wait or self._given_up.wait
-        #: Guards all that follows.
+        #: Guards all that follows; the thread is the only one to wait for it.
         self._changed = threading.Condition()
+        self._wait = wait or self._changed.wait_for
+        self._given_up = False
         self._waiting: list[_Waiting] = []
         self._closing = False
         #: Of the files of what waits, and of what is being sent.
@@ -322,11 +384,12 @@ class Webhook:
         was lost."""
         with self._changed:
             self._closing = True
-            self._waiting.sort(key=lambda one: one.worth == 0)
+            self._previews_last()
             self._changed.notify()
         self._thread.join(patience)
-        self._given_up.set()
         with self._changed:
+            self._given_up = True
+            self._changed.notify()
             undelivered = self._taken - self._delivered - sum(self._lost.values())
             if undelivered:
                 self._lost["the end came first"] += undelivered
@@ -336,16 +399,19 @@ class Webhook:
             lost = sum(self._lost.values())
             return f"{lost} of {self._taken} events did not reach {self.address.label} ({reasons})."
 
+    def _previews_last(self) -> None:
+        self._waiting.sort(key=lambda one: one.worth == _LEAST)
+
     def _deliver_all(self) -> None:
         while (one := self._next()) is not None:
             event, at = one.event, one.at
-            why = self._deliver(message(event, self._config.form, self._run, at))
+            why = self._deliver(message(event, self._config.form, self._run, at), one.worth)
             if why == _TOO_LARGE and event.files:  # better the words alone than nothing
                 bare = replace(event, files=())
-                why = self._deliver(message(bare, self._config.form, self._run, at))
+                why = self._deliver(message(bare, self._config.form, self._run, at), one.worth)
             with self._changed:
                 self._bytes -= one.size
-                if self._given_up.is_set():
+                if self._given_up:
                     return  # it is counted already
                 if why is None:
                     self._delivered += 1
@@ -358,15 +424,30 @@ class Webhook:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             return self._waiting.pop(0) if self._waiting else None
 
-    def _deliver(self, said: Message) -> str | None:
+    def _deliver(self, said: Message, worth: int) -> str | None:
         """Post until it is taken; else why it was not."""
         for pause in (*PAUSES, None):
             answer = post(self.address, said, self._timeout)
             if answer.why is None or not answer.again or pause is None:
                 break
-            if self._wait(pause if answer.pause is None else answer.pause):
+            if self._is_given_up(pause if answer.pause is None else answer.pause, worth):
                 break
         return answer.why
+
+    def _is_given_up(self, seconds: float, worth: int) -> bool:
+        """Wait `seconds` for the next try of an event of this `worth`; whether there is none. A
+        preview must not hold up what is worth more, nor the end."""
+
+        def is_over() -> bool:
+            if self._given_up or worth > _LEAST:
+                return self._given_up
+            return self._closing or any(other.worth > worth for other in self._waiting)
+
+        with self._changed:
+            over = self._wait(is_over, seconds)
+            if over:  # the previews before it would be refused as this one was
+                self._previews_last()
+            return over
 
 
 def opened(webhooks: Sequence[WebhookConfig], run: str) -> list[Webhook]:

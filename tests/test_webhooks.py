@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.message import Message as Mail
@@ -24,7 +25,7 @@ from omnigen_pipe.webhooks import PAUSES, QUEUE_LENGTH, Address, Webhook, addres
 SECRET = "path-that-is-secret"
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 #: Instead of a status.
-CUT, HANG = 0, -1
+CUT, HANG, DRIP = 0, -1, -2
 
 
 @dataclass
@@ -37,6 +38,9 @@ class Server:
     released: threading.Event = field(default_factory=threading.Event)
     #: Set when a request hangs.
     hanging: threading.Event = field(default_factory=threading.Event)
+    #: Set when a request is refused, and when one is taken.
+    refused: threading.Event = field(default_factory=threading.Event)
+    taken: threading.Event = field(default_factory=threading.Event)
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(body) for _, body in self.got]
@@ -59,8 +63,18 @@ class _Handler(BaseHTTPRequestHandler):
             state.hanging.set()
             state.released.wait(60)
             return
+        if status == DRIP:  # a header that never ends, a byte at a time
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 204 No Content\r\nX-Slow: ")
+            with suppress(OSError):
+                while not state.released.wait(0.01):
+                    self.wfile.write(b"x")
+            return
         if status < 300:
             state.got.append((self.headers["Content-Type"], body))
+            state.taken.set()
+        else:
+            state.refused.set()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -91,9 +105,9 @@ class Waits:
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def __call__(self, seconds: float) -> bool:
+    def __call__(self, is_over: Callable[[], bool], seconds: float) -> bool:
         self.seconds.append(seconds)
-        return False
+        return is_over()
 
 
 def hook(server: Server, waits: Waits | None = None, **config: Any) -> Webhook:
@@ -249,6 +263,51 @@ def test_an_end_is_told_whatever_waits(server: Server) -> None:
     assert _names(server) == [*checkpoints, ("validation", 2), ("end", 4)]
 
 
+def _pausing(server: Server, seconds: int) -> Webhook:
+    """A webhook that really waits, of which the server has just refused a preview for so long."""
+    server.answers = [(429, {"Retry-After": str(seconds)})]
+    events = ("preview", "checkpoint", "end")
+    config = WebhookConfig(url=SecretStr(server.url), events=events)
+    [address] = addresses([config])
+    one = Webhook(address, config, "cats", timeout=20)
+    one.tell(Event("preview", {"step": 1}))
+    assert server.refused.wait(30)
+    return one
+
+
+def test_a_preview_that_waits_gives_way_to_what_is_worth_more(server: Server) -> None:
+    """To it alone: previews that came before that are sent after it."""
+    one = _pausing(server, 60)
+    one.tell(Event("preview", {"step": 2}))
+    one.tell(Event("checkpoint", {"step": 3}))
+    assert server.taken.wait(30)
+    said = one.close()
+    assert _names(server) == [("checkpoint", 3), ("preview", 2)]
+    assert said == "1 of 3 events did not reach webhook 1 (127.0.0.1) (1: HTTP 429)."
+
+
+def test_a_preview_that_waits_does_not_cost_the_end_its_delivery(server: Server) -> None:
+    one = _pausing(server, 60)
+    one.tell(Event("end", {"step": 3}))
+    said = one.close(patience=30)
+    assert _names(server) == [("end", 3)]
+    assert said == "1 of 2 events did not reach webhook 1 (127.0.0.1) (1: HTTP 429)."
+
+
+def test_a_preview_is_not_waited_for_at_the_end(server: Server) -> None:
+    one = _pausing(server, 2)
+    said = one.close(patience=30)
+    assert said == "1 of 1 events did not reach webhook 1 (127.0.0.1) (1: HTTP 429)."
+
+
+def test_a_preview_is_tried_again_where_only_previews_wait(server: Server) -> None:
+    one = _pausing(server, 0)
+    one.tell(Event("preview", {"step": 2}))
+    assert server.taken.wait(30)
+    assert one.close() is None
+    assert _names(server) == [("preview", 1), ("preview", 2)]
+
+
 def test_files_of_previews_make_room_for_others(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +336,13 @@ def test_no_answer_in_time(server: Server) -> None:
     server.answers = [(HANG, {})]
     answer = webhooks.post(Address(server.url, "one"), webhooks.Message(b"{}", "x/y"), 0.05)
     assert (answer.why, answer.again) == ("no answer within 0.05 s", True)
+
+
+def test_an_answer_that_drips_is_none_in_time(server: Server) -> None:
+    """Each of its bytes comes in time, and the whole never would."""
+    server.answers = [(DRIP, {})]
+    answer = webhooks.post(Address(server.url, "one"), webhooks.Message(b"{}", "x/y"), 0.2)
+    assert (answer.why, answer.again) == ("no answer within 0.2 s", True)
 
 
 def test_nobody_listens(server: Server) -> None:
