@@ -119,7 +119,7 @@ def load_tiny(folder: Path) -> Any:
     """diffusers' AutoencoderTiny from `folder`, frozen, in float32 on the CPU: it decodes the
     latents of SDXL, and takes them scaled.
 
-    Raises `UsageError` where it is none, or of other latents.
+    Raises `UsageError` where it is none, or of another shape.
     """
     import torch
 
