@@ -43,5 +43,10 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room"
 _REMEDIES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Give access")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what `error` says; its name where it says nothing, as `MemoryError`."""
+    return str(error).split("\n", 1)[0] or type(error).__name__
+
+
 class ManifestError(PipeError):
     """A manifest cannot be used: torn, foreign, or written by a newer version."""

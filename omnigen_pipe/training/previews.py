@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from PIL import Image, PngImagePlugin
 
-from manifests.errors import PipeError
+from manifests.errors import PipeError, first_line
 from manifests.publish import publishing
 from omnigen_pipe.device import free_memory
 from omnigen_pipe.events import EventFile, Events
@@ -84,8 +84,9 @@ class Previews:
             content = _encoded(found, {**made, "preview": f"step {number} of {total}"})
             with publishing(self.staging, path) as unfinished:
                 unfinished.write_bytes(content)
-        except (PipeError, RuntimeError) as error:  # torch's own, of memory, too
-            failure = str(error).split("\n", 1)[0]
+        # torch's own, of memory, too; Python's and numpy's; and Pillow's.
+        except (PipeError, RuntimeError, MemoryError, OSError, ValueError) as error:
+            failure = first_line(error)
         if failure is not None:  # not above: there the error holds on to what was computed
             free_memory()
             self._failed = True

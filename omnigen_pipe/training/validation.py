@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from manifests.errors import PipeError
+from manifests.errors import PipeError, first_line
 from manifests.publish import publishing
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.device import free_memory
@@ -177,8 +177,8 @@ class Validator:
         try:
             found = list(self.scorer.scores(asked, self.trainee.device))
         # Of a damaged file, and torch's own; of memory, too.
-        except (OSError, SyntaxError, RuntimeError, ValueError) as error:
-            failure = str(error).split("\n", 1)[0]
+        except (OSError, SyntaxError, RuntimeError, ValueError, MemoryError) as error:
+            failure = first_line(error)
         free_memory()
         if failure is not None:
             self._say(
@@ -325,6 +325,16 @@ class Validator:
     def _say(self, sentence: str) -> None:
         self.summary.say(self.progress, sentence)
 
+    def _files(self) -> list[EventFile]:
+        """Those that were published, for listeners; what cannot be read any more is left out."""
+        files = []
+        for path in self._published:
+            try:
+                files.append(EventFile(path.name, path.read_bytes()))
+            except OSError as error:
+                self._say(f"{path} is sent to no webhook: it cannot be read ({error.strerror}).")
+        return files
+
     def _report(
         self,
         step: int,
@@ -342,7 +352,7 @@ class Validator:
         }
         self.summary.changed = self.summary.changed or counts["drawn"] > 0
         if self._published or counts["failed"]:
-            files = [EventFile(path.name, path.read_bytes()) for path in self._published]
+            files = self._files() if self.events.listeners else []
             self.events.send("validation", *files, step=step, **counts, **scores)
         if scores:
             self.progress.note(_sentence(step, scores))
@@ -411,7 +421,7 @@ def _when(step: int) -> str:
 def _said(error: RuntimeError, device: torch.device, picture: Wanted) -> str:
     """What torch has failed with, and what to do about it where that is known."""
     if not isinstance(error, torch.OutOfMemoryError):
-        return str(error).split("\n", 1)[0]
+        return first_line(error)
     return (
         f"{device} ran out of memory at {picture.settings.size}. Lower validation_resolution, or "
         "set vae_enable_tiling where decoding is what fails."

@@ -17,6 +17,9 @@ from training_project import change, metrics
 
 from manifests.errors import WriteError
 from omnigen_pipe import webhooks
+from omnigen_pipe.events import Event, Events
+from omnigen_pipe.sampling.requests import Request, Settings
+from omnigen_pipe.sampling.validation import Wanted
 from omnigen_pipe.training import previews
 from small_tiny import build_small_tiny
 
@@ -178,6 +181,40 @@ def test_a_preview_that_fails_is_said_once_and_the_pictures_are_drawn(
     assert ("CUDA out of memory." if place == "preview" else str(tmp_path)) in said
     assert _previews(here) == {}
     _same(here, plain)
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("preview", MemoryError()),
+        ("_encoded", MemoryError("Unable to allocate 3 MiB")),
+        ("_encoded", OSError("encoder error -2 when writing image file")),
+        ("_encoded", ValueError("cannot write mode")),
+    ],
+)
+def test_drawing_goes_on_whatever_a_preview_fails_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    """Neither Python's own memory nor Pillow ends it; it is said once, and not tried again."""
+    tried = []
+
+    def failing(*_: Any) -> Any:
+        tried.append(place)
+        raise error
+
+    monkeypatch.setattr(previews, "preview", lambda *_: Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(previews, place, failing)
+    said: list[str] = []
+    told: list[Event] = []
+    one = previews.Previews(
+        torch.nn.Identity(), 1, tmp_path, tmp_path / "staging", Events([told.append]), said.append
+    )
+    picture = Wanted(Request("a", "a cat", 1), Settings(), average=False)
+    for number in (1, 2):
+        one.show(0, picture, number, torch.zeros(4, 1, 1), {})
+    assert tried == [place]
+    assert [sentence.rpartition(": ")[2] for sentence in said] == [str(error) or "MemoryError"]
+    assert told == []
 
 
 @pytest.mark.parametrize("status", [500, HANG])

@@ -192,17 +192,29 @@ def test_pictures_whose_scores_are_lacking_are_scored_when_the_run_goes_on(
     _same(here, plain)
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory."),
+        (MemoryError(), "MemoryError"),
+    ],
+)
 def test_a_score_that_fails_is_said_and_training_goes_on(
-    prepared: Project, plain: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Project,
+    plain: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    why: str,
 ) -> None:
     def failing(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried")
+        raise error
 
     monkeypatch.setattr(ClipScorer, "scores", failing)
     here = _copy(prepared, tmp_path)
     said = here.run(*TRAIN).stderr
     assert "The CLIP scores of the pictures after step 2 could not be computed" in said
-    assert "CUDA out of memory." in said
+    assert why in said
     assert _lines(here) == []
     _same(here, plain)
 

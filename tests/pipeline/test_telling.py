@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -14,6 +15,7 @@ from PIL import Image
 from pipeline_project import Project
 
 from omnigen_pipe import hub, webhooks
+from omnigen_pipe.training.validation import Validator
 from writable_hub import TOKEN, State, writable_hub
 
 REPOSITORY = "tester/cats"
@@ -182,22 +184,21 @@ step_interval = 2
         assert SECRET not in done.stdout + done.stderr
 
 
-def test_webhooks_get_the_validation_pictures_as_files(
-    project: Callable[..., Project], tmp_path: Path
-) -> None:
-    with listener() as (address, got):
-        extra = f"""
+PICTURES = """
 [validation]
 validation_prompt = "a zxq cat"
 validation_step_interval = 2
 validation_num_inference_steps = 1
 validation_resolution = "32x32"
-
-[[webhook]]
-url = "{address}"
-events = ["validation"]
 """
-        here = prepared(project, tmp_path, extra)
+
+
+def test_webhooks_get_the_validation_pictures_as_files(
+    project: Callable[..., Project], tmp_path: Path
+) -> None:
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["validation"]\n'
+        here = prepared(project, tmp_path, PICTURES + hook)
         here.run("train")
         assert [(event["event"], event["step"], event["drawn"]) for event in got] == [
             ("validation", 0, 1),
@@ -206,6 +207,30 @@ events = ["validation"]
         for event in got:
             folder = here.root / "runs/default/validation" / f"step-{event['step']:06}"
             assert event["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_picture_that_is_moved_away_ends_no_run(
+    project: Callable[..., Project],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heard: bool,
+) -> None:
+    """It is read back for whoever listens, and for nobody else."""
+
+    def moving(validator: Validator, step: int, *_: Any) -> dict[str, Any]:
+        for path in validator.folder.glob(f"validation/step-{step:06}/*.png"):
+            path.unlink()
+        return {}
+
+    monkeypatch.setattr(Validator, "_scores", moving)
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["validation"]\n'
+        here = prepared(project, tmp_path, PICTURES + hook * heard)
+        said = here.run("train").stderr
+    assert [event["drawn"] for event in got] == ([1, 1] if heard else [])
+    assert ("is sent to no webhook" in said) == heard
+    assert not any("files" in event for event in got)
 
 
 def test_an_error_is_told_and_ends_as_ever(
