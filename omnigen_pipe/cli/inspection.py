@@ -96,7 +96,9 @@ def inspect(
     }
     of_reports = {"--run": run, "--output": output, "--overwrite": overwrite or None, **of_images}
     if adapter is not None:
-        _refuse("with an adapter", of_reports)
+        elsewhere = None if workspace == HERE else workspace
+        without = {"--workspace": elsewhere, "--quiet": quiet or None}
+        _refuse("with an adapter", {**of_reports, **without})
         _inspect_adapter(adapter, as_json)
         return
     opened, progress = open_workspace(workspace, quiet)

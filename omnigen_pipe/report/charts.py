@@ -7,6 +7,7 @@ page beside it, so that they stay readable on a phone.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ class Chart:
 
 #: So many of a chart's numbers stand in its table.
 _ROWS = 12
+#: Values that differ by less than these are one value: of means of equal numbers the last digits
+#: differ, and a scale between them would show nothing else.
+_RELATIVE, _ABSOLUTE = 1e-9, 1e-300
+#: Nothing larger can be drawn: a scale's ends must be numbers too.
+_LARGEST = 1e300
 
 
 def chart(title: str, unit: str, named: Sequence[tuple[str, str, Points]]) -> Chart | None:
@@ -52,7 +58,7 @@ def chart(title: str, unit: str, named: Sequence[tuple[str, str, Points]]) -> Ch
     Values are on one linear scale, which holds 0 unless all lie far from it.
     """
     lines = [
-        (name, style, [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
+        (name, style, [(x, y) for x, y in points if abs(x) < _LARGEST and abs(y) < _LARGEST])
         for name, style, points in named
     ]
     lines = [(name, style, points) for name, style, points in lines if points]
@@ -71,10 +77,19 @@ def chart(title: str, unit: str, named: Sequence[tuple[str, str, Points]]) -> Ch
     return Chart(title, unit, drawn, across, up, _rows([points for _, _, points in lines]))
 
 
+def finite(value: object) -> float:
+    """`value`, which a file holds, as a number; NaN where it is none, or not finite."""
+    if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
+        return float(value)
+    return math.nan
+
+
 def number(value: float) -> str:
     """A number for a person: four digits, with an exponent where it is very small or large."""
     if value == 0:
         return "0"
+    if not math.isfinite(value):
+        return str(value)
     if 1e-3 <= abs(value) < 1e5:
         text = f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
@@ -86,8 +101,8 @@ def _range(low: float, high: float) -> tuple[float, float]:
     """The ends of a scale that holds `low` and `high`, and 0 where that costs little room."""
     if low >= 0 and low < high / 2:
         low = 0.0
-    if high == low:
-        margin = abs(high) / 10 or 1.0
+    if math.isclose(low, high, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE):
+        margin = abs(high) / 10 if abs(high) > _ABSOLUTE else 1.0
         return low - margin, high + margin
     step = _step(low, high, 4)
     return math.floor(low / step) * step, math.ceil(high / step) * step

@@ -13,7 +13,7 @@ from manifests.errors import UsageError
 from manifests.parquet import tool_version
 from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.report.charts import Chart, Points, chart, number
+from omnigen_pipe.report.charts import Chart, Points, chart, finite, number
 from omnigen_pipe.report.page import MOST_PICTURE_BYTES, check_output, publish, render
 from omnigen_pipe.report.series import Point, Series, series
 from omnigen_pipe.report.slides import slides
@@ -145,13 +145,10 @@ def _points(points: list[Point], value: Callable[[Point], float]) -> Points:
 
 def _evaluations(found: Series) -> list[Chart]:
     """Evaluation's loss over the steps, and by t of the last one."""
-    rows = [row for row in found.evaluations if isinstance(row.get("loss"), (int, float))]
-    if not rows:
-        return []
-    averages = [row for row in rows if "ema" in row]
+    rows = found.evaluations
     lines: list[tuple[str, str, Points]] = [
-        ("loss", "one", [(row["step"], row["loss"]) for row in rows]),
-        ("loss of the average", "two", [(row["step"], row["ema"]["loss"]) for row in averages]),
+        ("loss", "one", [(row["step"], finite(row.get("loss"))) for row in rows]),
+        ("loss of the average", "two", [(row["step"], _average(row)) for row in rows]),
         ("linear baseline", "base", [(row["step"], _baseline(row)) for row in rows]),
     ]
     return [each for each in [chart("Evaluation: loss over the steps", "", lines)] if each]
@@ -164,14 +161,23 @@ def _scores(found: Series) -> Chart | None:
         ("mean score", "one", "clip_score"),
         ("mean score of the average", "two", "clip_score_ema"),
     ):
-        rows = [row for row in found.scores if isinstance(row.get(key), (int, float))]
-        lines.append((name, style, [(row["step"], row[key]) for row in rows]))
+        points = [(row["step"], finite(row.get(key))) for row in found.scores]
+        lines.append((name, style, points))
     return chart("CLIP score, of 100", "", lines)
 
 
+def _average(row: dict[str, Any]) -> float:
+    """The loss of the weights' average; NaN where there is none."""
+    average = row.get("ema")
+    return finite(average.get("loss")) if isinstance(average, dict) else math.nan
+
+
 def _baseline(row: dict[str, Any]) -> float:
-    values = row.get("baseline") or [math.nan]
-    return math.fsum(values) / len(values)
+    """The mean baseline over the times of an evaluation; NaN where one is not known."""
+    values = row.get("baseline")
+    if not isinstance(values, list) or not values:
+        return math.nan
+    return sum(map(finite, values)) / len(values)
 
 
 def _bins(found: Series) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omnigen_pipe.report.charts import finite
 from omnigen_pipe.runs.metrics import EVALUATIONS_NAME, METRICS_NAME, SCORES_NAME, lines
 from omnigen_pipe.runs.time_bins import BINS
 
@@ -155,17 +156,19 @@ def _count(path: Path) -> int:
 
 
 def _point(line: dict[str, Any]) -> Point:
-    """One step."""
+    """One step; what is no finite number in it is passed over."""
     point = Point(line["step"], 1)
-    weights = {name: 1.0 for name in _PLAIN} | {"loss": float(line.get("samples") or 1)}
+    samples = finite(line.get("samples"))
+    weights = {name: 1.0 for name in _PLAIN} | {"loss": samples if samples > 0 else 1.0}
     for name, weight in weights.items():
-        value = line.get(name)
-        if isinstance(value, (int, float)) and math.isfinite(value):
+        value = finite(line.get(name))
+        if not math.isnan(value):
             point.values[name] = weight * value, weight
-    counts = line.get("samples_by_t") or []
-    losses, baselines = line.get("loss_by_t") or [], line.get("baseline_by_t") or []
-    if len(counts) == len(losses) == len(baselines) == BINS:
-        point.rows = [float(n) for n in counts]
-        point.losses = [n * (x or 0.0) for n, x in zip(counts, losses, strict=True)]
-        point.baselines = [n * (x or 0.0) for n, x in zip(counts, baselines, strict=True)]
+    by_t = [line.get(name) for name in ("samples_by_t", "loss_by_t", "baseline_by_t")]
+    if all(isinstance(values, list) and len(values) == BINS for values in by_t):
+        for place, values in enumerate(zip(*by_t, strict=True)):
+            rows, loss, baseline = (finite(value) for value in values)
+            if rows > 0 and not math.isnan(loss + baseline):
+                point.rows[place] = rows
+                point.losses[place], point.baselines[place] = rows * loss, rows * baseline
     return point

@@ -51,6 +51,8 @@ def test_a_workspace_and_its_run_are_reported_on(here: Project) -> None:
 def test_options_without_effect_and_runs_that_are_none_are_refused(here: Project) -> None:
     assert "--samples" in here.run("inspect", "--run", "x", "--samples", "3", status=2).stderr
     assert "--run" in here.run("inspect", "runs/default", "--run", "x", status=2).stderr
+    refused = here.run("inspect", "runs/default", "-q", "-w", "elsewhere", status=2).stderr
+    assert "--workspace, --quiet has no effect with an adapter" in " ".join(refused.split())
     assert "no run `x`" in here.run("inspect", "--run", "x", status=2).stderr
     (here.root / "mine.html").write_text("mine")
     assert "--overwrite" in here.run("inspect", "-o", "mine.html", status=2).stderr

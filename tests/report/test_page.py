@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -238,6 +240,25 @@ def test_a_run_without_steps_or_pictures_has_a_page(tmp_path: Path) -> None:
     assert "No step has been trained yet" in text
     assert "validation_step_interval" in text
     assert "run.json is not there" in text
+
+
+def test_a_run_with_numbers_that_are_none_has_a_page(tmp_path: Path) -> None:
+    place = workspace(tmp_path)
+    folder = run(place, "one", 6_001, {}, evaluations=3)
+    steady = [{"step": n + 1, "learning_rate": 1e-4, "loss": math.nan} for n in range(6_001)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steady))
+    rows = [
+        {"step": 0, "loss": None, "baseline": [1.0, None], "ema": None},
+        {"step": 1, "loss": 0.5, "baseline": None, "ema": {"loss": None}},
+        {"step": 2, "loss": math.inf, "baseline": 3, "ema": {"loss": 0.25}},
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = {"settings": {"loss_limit": math.inf, "seed": math.nan}}
+    (folder / "run.json").write_text(json.dumps(start))
+    assert of_run.write(place, QUIET, "one").counts["steps"] == 6_001
+    text = Read((folder / "inspect.html").read_text("utf-8")).text
+    for told in ("Learning rate", "loss of the average", "loss_limit"):
+        assert told in text
 
 
 @pytest.mark.parametrize("name", ["other", "../runs/one", "..", ".", "one/checkpoints", ""])

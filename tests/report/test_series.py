@@ -67,6 +67,25 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     assert series(tmp_path).steps == 3
 
 
+def test_what_is_no_number_in_a_step_is_passed_over(tmp_path: Path) -> None:
+    good, bad, odd = metrics(3)
+    for line in (good, bad, odd):
+        line["samples_by_t"], line["loss_by_t"] = [1] * BINS, [0.5] * BINS
+        line["baseline_by_t"] = [1.0] * BINS
+    bad |= {"learning_rate": math.nan, "samples": None, "loss": math.inf}
+    bad["loss_by_t"] = [math.nan, None, "x", *[0.5] * (BINS - 3)]
+    odd |= {"samples": "two", "samples_by_t": [None] * BINS, "baseline_by_t": 3}
+    text = "".join(json.dumps(line) + "\n" for line in (good, bad, odd))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    whole = Point()
+    for point in series(tmp_path).points:
+        whole.add(point)
+    assert whole.rows == [1, 1, 1, *[2] * (BINS - 3)]
+    assert [whole.loss(place) for place in range(BINS)] == [0.5] * BINS
+    assert whole.mean("learning_rate") == pytest.approx(2e-4)
+    assert math.isfinite(whole.mean("loss"))
+
+
 def test_of_two_lines_of_a_step_the_later_one_holds(tmp_path: Path) -> None:
     lines = [{"step": n // 2, "clip_score": n} for n in range(20)]
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
