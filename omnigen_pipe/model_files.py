@@ -55,11 +55,27 @@ class Model:
     def label(self) -> str:
         """What it is called where others read it: `embedded`, the hub id, or the folder's own name;
         where a folder lies on this machine is nobody else's business."""
-        if self.name == EMBEDDED or not self.is_local:
+        if self.name == EMBEDDED or (not self.is_local and _may_be_hub_id(self.name)):
             return self.name
         # Without `..`, but with symbolic links as they are: they may speak, and what they lead to
         # may be a hash.
         return Path(os.path.abspath(_local(self.name, self.start))).name
+
+    def without_folders(self, sentence: str) -> str:
+        """`sentence` for those who read it elsewhere: folders of the model are called by their own
+        names, and where they, the workspace and the home folder lie is left out."""
+        names: dict[str, str] = {}
+        for name in (self.name, self.vae):
+            if name is not None and name != EMBEDDED:
+                folder = _local(name, self.start)
+                own = Path(os.path.abspath(folder)).name
+                written = name if name.startswith(("/", "~")) else str(folder)
+                names |= dict.fromkeys((str(folder), os.path.abspath(folder), written), own)
+        for written in sorted(names, key=len, reverse=True):
+            sentence = sentence.replace(written, names[written])
+        sentence = sentence.replace(f"{self.start}/", "")
+        home = os.path.expanduser("~")
+        return sentence.replace(f"{home}/", "~/") if home.strip("/") else sentence
 
     @property
     def is_local(self) -> bool:
@@ -149,6 +165,10 @@ def _local(name: str, start: Path) -> Path:
     return (start / Path(name).expanduser()).absolute()
 
 
+def _may_be_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "~", "/"))
+
+
 def _resolve(
     name: str, start: Path, revision: str | None, patterns: list[str], download: bool
 ) -> Path | None:
@@ -163,7 +183,7 @@ def _resolve(
     local = _local(name, start)
     if local.is_dir():
         return local
-    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+    if not _may_be_hub_id(name):
         raise UsageError(f"The model folder {local} does not exist.")
     if not download:
         return hub.cached(name, "model", revision, patterns)

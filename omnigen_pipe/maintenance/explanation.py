@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,28 @@ _SIMILAR = 3
 _FILES = pa.schema([("dataset", pa.string()), ("path", pa.string())])
 
 
+@dataclass(frozen=True)
+class Keys:
+    """The keys of the model's VAE and tokenizer, under which latents and ids count; None where
+    one is not known on this machine."""
+
+    vae: str | None = None
+    tokenizer: str | None = None
+
+
+def vae_key_here(workspace: Workspace) -> str | None:
+    """The key of the workspace's VAE; None where it would have to be fetched first. Raises
+    `UsageError` or `OSError` where it cannot be read."""
+    folder = local_model_part(workspace, "vae")
+    return None if folder is None else inputs_key(vae_inputs(workspace, folder, remember=False))
+
+
+def tokenizer_key_here(workspace: Workspace) -> str | None:
+    """The same of its tokenizer."""
+    folder = local_model_part(workspace, "tokenizer")
+    return None if folder is None else tokenizers.load(folder).key
+
+
 def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
     """What is known of the samples that `wanted` names: a sample_id or its beginning, or a path.
 
@@ -45,19 +68,26 @@ def explain(workspace: Workspace, wanted: str) -> list[dict[str, Any]]:
         raise UsageError(_unknown(workspace, wanted, roots))
     if len(samples) > _MOST:
         raise UsageError(f"{len(samples)} samples begin with {wanted}: give more of the sample_id.")
-    explained = explain_samples(workspace, samples, roots)
+    keys = Keys(vae_key_here(workspace), tokenizer_key_here(workspace))
+    explained = explain_samples(workspace, samples, roots, keys)
     return [{**one, "runs": _runs(workspace, one["sample_id"])} for one in explained]
 
 
 def explain_samples(
-    workspace: Workspace, samples: list[dict[str, Any]], roots: dict[str, Path]
+    workspace: Workspace, samples: list[dict[str, Any]], roots: dict[str, Path], keys: Keys
 ) -> list[dict[str, Any]]:
     """The same of rows of the samples manifest, but for the runs; `roots` are the datasets' folders
-    within reach. The manifests are asked once for all of them."""
+    within reach. The manifests are asked once for all of them. Without one of `keys` no latent, or
+    no prompt, counts."""
     images = _images(workspace, samples)
-    latents, vae_key = _latents(workspace, [row["pixels_key"] for row in samples])
+    latents = {}
+    if keys.vae is not None:
+        latents = _known(workspace, keys.vae, [row["pixels_key"] for row in samples])
     masks = _masks(workspace, [row["mask_key"] for row in samples if row["mask_key"]])
-    prompts = _prompts(workspace, [key for row in samples for key in row["prompt_keys"]])
+    prompts = {}
+    if keys.tokenizer is not None:
+        wanted = [key for row in samples for key in row["prompt_keys"]]
+        prompts = _prompts(workspace, keys.tokenizer, wanted)
     return [
         {
             **{name: row[name] for name in ("sample_id", "dataset", "path", "split")},
@@ -67,7 +97,7 @@ def explain_samples(
             "image": images.get((row["dataset"], row["path"])),
             "geometry": _geometry(row),
             "latent": latents.get(row["pixels_key"]),
-            "vae_key": vae_key,
+            "vae_key": keys.vae,
             "mask": _mask(row, masks),
             "prompts": [
                 {"text": text, "prompt_key": key, **prompts.get(key, {"input_ids": None})}
@@ -161,17 +191,6 @@ def _geometry(row: dict[str, Any]) -> dict[str, Any]:
     return {name: row[name] for name in (*names, "pixels_key")}
 
 
-def _latents(
-    workspace: Workspace, keys: list[str | None]
-) -> tuple[dict[str, dict[str, Any]], str | None]:
-    """Those of the latents `keys` that count, by pixels_key, and the VAE's key if it is here."""
-    folder = local_model_part(workspace, "vae")
-    if folder is None:
-        return {}, None
-    key = inputs_key(vae_inputs(workspace, folder, remember=False))
-    return _known(workspace, key, keys), key
-
-
 def _known(
     workspace: Workspace, vae_key: str, keys: Sequence[str | None]
 ) -> dict[str, dict[str, Any]]:
@@ -202,17 +221,16 @@ def _mask(row: dict[str, Any], masks: dict[str, dict[str, Any]]) -> dict[str, An
     return {**{name: row[name] for name in names}, "weights": masks.get(row["mask_key"])}
 
 
-def _prompts(workspace: Workspace, keys: list[str]) -> dict[str, dict[str, Any]]:
-    """Ids and length of the prompts `keys` of today's tokenizer, by prompt_key."""
-    folder = local_model_part(workspace, "tokenizer")
-    if folder is None:
-        return {}
+def _prompts(
+    workspace: Workspace, tokenizer_key: str, keys: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Ids and length of the prompts `keys` of the tokenizer `tokenizer_key`, by prompt_key."""
     few = query(
         "SELECT * FROM prompts WHERE prompt_key IN (SELECT unnest($1::VARCHAR[]))",
         keys,
         prompts=workspace.prompts.source(),
     )
-    known = current_prompts(few, tokenizers.load(folder).key).to_pylist()
+    known = current_prompts(few, tokenizer_key).to_pylist()
     names = ("tokenizer_key", "length", "input_ids")
     return {
         row["prompt_key"]: {name: row[name] for name in names}

@@ -19,7 +19,7 @@ from manifests.errors import PipeError
 from omnigen_pipe.images.pixels import read_pixels
 from omnigen_pipe.latents.shards import read_latent, shard_path
 from omnigen_pipe.latents.vae import LATENT_CHANNELS, scaling_factor
-from omnigen_pipe.model_files import local_model_part
+from omnigen_pipe.model_files import Model, local_model_part
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.report.sheets import Sheets
 from omnigen_pipe.report.thumbnails import Album, fitted, read_file
@@ -74,7 +74,8 @@ def compare(
 ) -> Decoded:
     """Decode the latents of `count` samples of the `sheets`, from as many buckets as possible.
 
-    The VAE is loaded only where there is something to decode, and never downloaded.
+    The VAE is loaded only where there is something to decode, and never downloaded. Where it
+    cannot be, the reason is in what is returned. Raises `UsageError` for a `device` that is none.
     """
     if count == 0:
         return Decoded(why_none="Left out with --decoded 0.")
@@ -88,20 +89,40 @@ def compare(
     folder = local_model_part(workspace, "vae")
     if folder is None:
         return Decoded(why_none="The model's VAE is not on this machine: encode-vae fetches it.")
+    if sheets.sheets and not sheets.cards and not sheets.refused:
+        return Decoded(
+            why_none="Only images of the contact sheets are decoded, and --samples 0 leaves them "
+            "out."
+        )
     if not cards:
         return Decoded(
             why_none="None of the images shown above has a latent: run `omnigen-pipe encode-vae`."
         )
+    import torch
+
     from omnigen_pipe.device import pick_device
     from omnigen_pipe.sampling.source import Source
 
     place = pick_device(device)
     progress.note(f"inspect: decoding {len(cards)} latents on {place}")
-    vae = Source.of(workspace).decoder(place)
-    scale = scaling_factor(folder)
+    source = Source.of(workspace)
+    try:
+        vae = source.decoder(place)
+        scale = scaling_factor(folder)
+    except (torch.OutOfMemoryError, MemoryError):
+        return unusable(
+            f"{place} has too little memory for it. Free some, or choose another --device."
+        )
+    except (PipeError, RuntimeError) as error:
+        return unusable(source.without_folders(" ".join(str(error).split())))
     return Decoded(
         [_pair(workspace, roots, album, card.sample, vae, place, scale) for card in cards]
     )
+
+
+def unusable(why: str) -> Decoded:
+    """What there is where the VAE cannot be used, which `why` explains."""
+    return Decoded(why_none=f"The model's VAE cannot be used: {why}")
 
 
 def _pair(
@@ -120,7 +141,7 @@ def _pair(
         decoded = _decoded(workspace, sample["latent"], vae, device, scale)
     except PipeError as error:
         # Where the workspace lies is nobody's business who reads the page.
-        said = str(error).replace(f"{workspace.root}/", "")
+        said = Model.of(workspace).without_folders(str(error))
         return Pair(name, geometry["bucket"], problem=said)
     except MemoryError:
         return Pair(name, geometry["bucket"], problem="too little memory to decode it")
@@ -158,7 +179,7 @@ def _decoded(
     workspace: Workspace, row: dict[str, Any], vae: Any, device: Any, scale: float
 ) -> npt.NDArray[np.uint8] | None:
     """What the mean of the latent in `row` decodes to, uint8 `[H, W, 3]`; None where it is not
-    finite. Raises `PipeError` where the shard does not hold it, or memory is too short."""
+    finite. Raises `PipeError` where the shard does not hold it, or torch cannot decode it."""
     import torch
 
     from omnigen_pipe.sampling.pipeline import decoded
@@ -168,9 +189,12 @@ def _decoded(
     if len(shape) != 3 or shape[0] != 2 * LATENT_CHANNELS:
         raise PipeError(f"its latent has the shape {list(shape)}")
     moments = read_latent(path, row["offset"], row["nbytes"], row["checksum"], shape, row["dtype"])
-    mean = torch.from_numpy(moments[:LATENT_CHANNELS].astype(np.float32)).to(device)
+    mean = torch.from_numpy(moments[:LATENT_CHANNELS].astype(np.float32))
     try:
+        mean = mean.to(device)
         picture = decoded(vae, mean * scale)
     except torch.OutOfMemoryError as error:
         raise PipeError(f"{device} has too little memory to decode it") from error
+    except RuntimeError as error:  # what a device or a library of it raises
+        raise PipeError(f"it cannot be decoded: {' '.join(str(error).split())}") from error
     return None if picture is None else np.asarray(picture.convert("RGB"), np.uint8)

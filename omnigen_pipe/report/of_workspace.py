@@ -12,16 +12,16 @@ from manifests.parquet import tool_version
 from manifests.query import query
 from omnigen_pipe.images.samples import changed_since_bucket
 from omnigen_pipe.images.sources import reachable_roots
-from omnigen_pipe.latents.vae import inputs_key, vae_inputs
 from omnigen_pipe.latents.wanted import (
     STATUS_COLUMNS,
     known_latents,
     wanted_latents,
     with_status,
 )
-from omnigen_pipe.model_files import Model, local_model_part
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.report import decoded, left_out, likeness, shapes, sheets, words
+from omnigen_pipe.report.model_here import ModelHere, model_here
 from omnigen_pipe.report.page import MOST_PICTURE_BYTES, check_output, publish, render
 from omnigen_pipe.report.thumbnails import Album
 from omnigen_pipe.settings import listed
@@ -50,7 +50,7 @@ class Options:
 @dataclass(frozen=True)
 class Latents:
     """How many latents are wanted, and of these there, failed and missing; `failures` are reasons
-    with their number. `key_known` is false where the VAE is not on this machine."""
+    with their number. `key_known` is false where the VAE is not on this machine, or unusable."""
 
     wanted: int
     there: int
@@ -84,16 +84,20 @@ def write(
     progress.note("inspect: counting")
     accounts = left_out.left_out(workspace)
     forms = shapes.shapes(workspace)
-    captions = words.words(workspace, options.seed)
-    latents = _latents(workspace)
+    here = model_here(workspace)
+    captions = words.words(workspace, options.seed, here.keys.tokenizer)
+    latents = _latents(workspace, here.keys.vae)
     progress.note("inspect: drawing contact sheets")
     album = Album(MOST_PICTURE_BYTES - _FOR_COPIES)
-    cards = sheets.draw(workspace, roots, album, options.samples, options.seed)
-    pairs = decoded.compare(workspace, progress, roots, album, cards, options.decoded, device)
+    cards = sheets.draw(workspace, roots, album, options.samples, options.seed, here.keys)
+    if "vae" in here.problems and options.decoded:
+        pairs = decoded.unusable(here.problems["vae"])
+    else:
+        pairs = decoded.compare(workspace, progress, roots, album, cards, options.decoded, device)
     copies = likeness.likeness(
         workspace, progress, roots, Album(_FOR_COPIES), options.hash_limit, options.seed
     )
-    notes = _notes(workspace, cards)
+    notes = _notes(workspace, here, cards)
     page = render(
         "workspace.html.jinja",
         title=f"{workspace.root.name or 'Workspace'}: images",
@@ -147,9 +151,12 @@ def write(
     )
 
 
-def _notes(workspace: Workspace, cards: sheets.Sheets) -> list[str]:
+def _notes(workspace: Workspace, here: ModelHere, cards: sheets.Sheets) -> list[str]:
     """What a reader of the page must know of it."""
     notes = []
+    for part, what in (("vae", "latents"), ("tokenizer", "tokens")):
+        if part in here.problems:
+            notes.append(f"Of {what} nothing is known: {here.problems[part]}")
     if not workspace.samples.exists():
         notes.append(
             "`omnigen-pipe bucket` has not run: of buckets, crops, latents and copies nothing is "
@@ -176,12 +183,11 @@ def _leaks(copies: likeness.Likeness) -> list[str]:
     return found
 
 
-def _latents(workspace: Workspace) -> Latents:
+def _latents(workspace: Workspace, key: str | None) -> Latents:
+    """The latents of the VAE `key`."""
     wanted = wanted_latents(workspace.samples.source())
-    folder = local_model_part(workspace, "vae")
-    if folder is None or not wanted.num_rows:
-        return Latents(wanted.num_rows, 0, 0, wanted.num_rows, [], folder is not None)
-    key = inputs_key(vae_inputs(workspace, folder, remember=False))
+    if key is None or not wanted.num_rows:
+        return Latents(wanted.num_rows, 0, 0, wanted.num_rows, [], key is not None)
     latents = with_status(wanted, known_latents(workspace, key, STATUS_COLUMNS))
     rows = query(
         "SELECT status, split_part(reason, ': ', 1) AS reason, count(*) AS n FROM latents "

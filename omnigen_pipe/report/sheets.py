@@ -8,7 +8,7 @@ from typing import Any
 
 from manifests.errors import PipeError
 from manifests.query import query
-from omnigen_pipe.maintenance.explanation import explain_samples
+from omnigen_pipe.maintenance.explanation import Keys, explain_samples
 from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
 from omnigen_pipe.workspace import Workspace
 
@@ -66,9 +66,15 @@ class Sheets:
 
 
 def draw(
-    workspace: Workspace, roots: dict[str, Path], album: Album, samples: int, seed: int
+    workspace: Workspace,
+    roots: dict[str, Path],
+    album: Album,
+    samples: int,
+    seed: int,
+    keys: Keys,
 ) -> Sheets:
-    """`samples` random ones of each bucket, the same for the same `seed`.
+    """`samples` random ones of each bucket, the same for the same `seed`; `keys` say which latents
+    and prompts count.
 
     Where the `album` is full, no more cards are made: every bucket has the same number of them, or
     one less, as far as it has samples.
@@ -86,7 +92,7 @@ def draw(
         places[row["bucket"]] += 1
     order = {bucket: number for number, bucket in enumerate(shown)}
     rows.sort(key=lambda row: (row["place"], order[row["bucket"]]))
-    explained = explain_samples(workspace, rows, roots)
+    explained = explain_samples(workspace, rows, roots, keys)
     sheets: dict[str, list[Card]] = {bucket: [] for bucket in shown}
     made = 0
     for row, sample in zip(rows, explained, strict=True):

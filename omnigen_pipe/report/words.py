@@ -7,8 +7,6 @@ from typing import Any
 
 from manifests.query import query
 from manifests.views import current_prompts
-from omnigen_pipe.model_files import local_model_part
-from omnigen_pipe.prompts import tokenizer as tokenizers
 from omnigen_pipe.report.shapes import Bar
 from omnigen_pipe.workspace import Workspace
 
@@ -48,8 +46,9 @@ class Words:
     counted: int
 
 
-def words(workspace: Workspace, seed: int) -> Words:
-    """The captions of a workspace; words are of a sample drawn with `seed` where they are many."""
+def words(workspace: Workspace, seed: int, tokenizer_key: str | None) -> Words:
+    """The captions of a workspace; words are of a sample drawn with `seed` where they are many.
+    Tokens are those of the tokenizer `tokenizer_key`, where it is known."""
     images = workspace.images.source()
     facts = query(
         f"""
@@ -87,7 +86,7 @@ def words(workspace: Workspace, seed: int) -> Words:
         most=facts["most"],
         distinct=facts["distinct_ones"],
         lengths=_lengths(workspace, facts["most"]),
-        tokens=_tokens(workspace),
+        tokens=[] if tokenizer_key is None else _tokens(workspace, tokenizer_key),
         longest=longest,
         empty_images=empty,
         words=_most_frequent(workspace, seed),
@@ -129,13 +128,10 @@ def _lengths(workspace: Workspace, most: int) -> list[Bar]:
     return _bars(rows, step)
 
 
-def _tokens(workspace: Workspace) -> list[Bar]:
+def _tokens(workspace: Workspace, tokenizer_key: str) -> list[Bar]:
     """Tokens of the prompts of usable samples, template and all; none where none is known."""
-    folder = local_model_part(workspace, "tokenizer")
-    if folder is None:
-        return []
     lengths = current_prompts(
-        workspace.prompts.source(), tokenizers.load(folder).key, ["prompt_key", "length", "status"]
+        workspace.prompts.source(), tokenizer_key, ["prompt_key", "length", "status"]
     )
     if not lengths.num_rows:
         return []

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from made import QUIET, filed, picture, publish, workspace
 from PIL import Image, ImageChops, ImageStat
 
+from manifests.errors import UsageError
 from omnigen_pipe.images.pixels import read_pixels
 from omnigen_pipe.images.sources import reachable_roots
 from omnigen_pipe.latents.encoder import encode_pixels
@@ -22,8 +24,10 @@ from omnigen_pipe.latents.shards import ShardWriter
 from omnigen_pipe.latents.vae import load_vae, vae_key
 from omnigen_pipe.model_files import model_part
 from omnigen_pipe.report.decoded import Decoded, compare, psnr
+from omnigen_pipe.report.model_here import model_here
 from omnigen_pipe.report.sheets import draw
 from omnigen_pipe.report.thumbnails import Album
+from omnigen_pipe.sampling.source import Source
 from omnigen_pipe.workspace import Workspace
 
 
@@ -76,9 +80,9 @@ def _pixels(place: Workspace, path: str) -> np.ndarray:
     return read_pixels(data, size, size, (0, 0), place.config.pixels)
 
 
-def compared(place: Workspace, count: int, room: int = 10**7) -> Decoded:
+def compared(place: Workspace, count: int, room: int = 10**7, samples: int = 8) -> Decoded:
     roots, album = reachable_roots(place), Album(room)
-    sheets = draw(place, roots, Album(10**7), 8, 0)
+    sheets = draw(place, roots, Album(10**7), samples, 0, model_here(place).keys)
     return compare(place, QUIET, roots, album, sheets, count, "cpu")
 
 
@@ -126,3 +130,40 @@ def test_nothing_is_decoded_where_nothing_is_asked_for(place: Workspace) -> None
     found = compared(place, 0)
     assert (found.pairs, found.mean) == ([], None)
     assert "--decoded 0" in (found.why_none or "")
+
+
+def _fails(error: Exception) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("gigabytes"), "cpu has too little memory for it"),
+        (RuntimeError("CUDA error: the GPU\n  is lost"), "CUDA error: the GPU is lost"),
+        (UsageError("The VAE cannot be loaded."), "The VAE cannot be loaded."),
+    ],
+)
+def test_a_vae_that_cannot_be_loaded_is_a_reason(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    monkeypatch.setattr(Source, "decoder", _fails(error))
+    found = compared(place, 2)
+    assert found.pairs == []
+    assert told in (found.why_none or "")
+
+
+def test_a_latent_that_torch_cannot_decode_is_a_problem_of_its_own(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("cuDNN error:\n mapping")
+    monkeypatch.setattr("omnigen_pipe.sampling.pipeline.decoded", _fails(error))
+    pairs = compared(place, 2).pairs
+    assert [pair.problem for pair in pairs] == ["it cannot be decoded: cuDNN error: mapping"] * 2
+
+
+def test_without_contact_sheets_the_reason_is_told(place: Workspace) -> None:
+    assert "--samples 0" in (compared(place, 2, samples=0).why_none or "")

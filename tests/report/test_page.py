@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +19,8 @@ from made import QUIET, filed, image, picture, publish, run, workspace
 from PIL import Image
 
 from manifests.errors import PipeError, UsageError
+from omnigen_pipe.config import parse
+from omnigen_pipe.model_files import EMBEDDED_FOLDER
 from omnigen_pipe.report import of_run, of_workspace
 from omnigen_pipe.report.of_workspace import Options
 from omnigen_pipe.report.page import MOST_BYTES, check_output, cut
@@ -228,6 +232,53 @@ def test_without_latents_or_an_eval_split_the_page_says_so(tmp_path: Path) -> No
     assert summary.details["psnr_db"] is None
     assert "run `omnigen-pipe encode-vae`" in text
     assert "No image is evaluated on" in text
+
+
+def _with_model(tmp_path: Path) -> tuple[Workspace, Path]:
+    """A workspace with one image, and the folder of its own copy of the embedded model."""
+    dataset = {"id": "a", "instance_data_dir": "a", "resolution": 64, "resolution_type": "pixel"}
+    place = workspace(tmp_path / "here", dataset)
+    folder = tmp_path / "models" / "mine"
+    shutil.copytree(EMBEDDED_FOLDER, folder)
+    model = {"pretrained_model_name_or_path": str(folder)}
+    place = Workspace(place.root, parse({"model": model, "dataset": [dataset]}, "test"))
+    publish(place, [filed(place, "a", "1.png", picture(1, (64, 64)))])
+    return place, folder
+
+
+@pytest.mark.parametrize("gone", [".", "vae", "tokenizer", "vae/config.json", "tokenizer/*"])
+@pytest.mark.parametrize("decoded", [0, 2])
+def test_a_model_that_is_not_there_or_half_is_a_note(
+    tmp_path: Path, gone: str, decoded: int
+) -> None:
+    place, folder = _with_model(tmp_path)
+    found = [folder] if gone == "." else list(folder.glob(gone))
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    summary = of_workspace.write(place, QUIET, Options(decoded=decoded))
+    page = (place.root / "inspect.html").read_text("utf-8")
+    lost = [
+        what
+        for what, part in (("latents", "vae"), ("tokens", "tokenizer"))
+        if gone == "." or gone.startswith(part)
+    ]
+    told = [note for note in summary.notes if "nothing is known" in note]
+    assert [note.split()[1] for note in told] == lost
+    for note in told:
+        assert note in html.unescape(page)
+    assert ("VAE cannot be used" in html.unescape(page)) == ("latents" in lost and decoded > 0)
+    assert str(tmp_path) not in page
+    assert "mine" in page
+
+
+def test_without_contact_sheets_the_page_says_why(tmp_path: Path) -> None:
+    place, _ = _with_model(tmp_path)
+    of_workspace.write(place, QUIET, Options(samples=0))
+    text = Read((place.root / "inspect.html").read_text("utf-8")).text
+    assert "Left out with --samples 0." in text
+    assert "decoded, and --samples 0 leaves them out" in text
+    assert "No image is used." not in text
+    assert "shown above" not in text
 
 
 def test_a_run_without_steps_or_pictures_has_a_page(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from made import filed, image, picture, publish, workspace
 from PIL import Image
 
 from omnigen_pipe.images.sources import reachable_roots
+from omnigen_pipe.maintenance.explanation import Keys
 from omnigen_pipe.report.sheets import MOST_SHEETS, crop_box, draw
 from omnigen_pipe.report.thumbnails import Album
 
@@ -23,7 +24,7 @@ ROOM = 10**8
 
 
 def sheets(place: Any, samples: int = 8, seed: int = 0, room: int = ROOM) -> Any:
-    return draw(place, reachable_roots(place), Album(room), samples, seed)
+    return draw(place, reachable_roots(place), Album(room), samples, seed, Keys())
 
 
 def decoded(uri: str) -> Image.Image:
@@ -137,7 +138,7 @@ def test_the_choice_depends_on_the_seed_alone(tmp_path: Path) -> None:
 def test_where_room_ends_no_bucket_has_two_cards_more_than_another(tmp_path: Path) -> None:
     place = many(tmp_path)
     whole = Album(ROOM)
-    draw(place, reachable_roots(place), whole, 5, 0)
+    draw(place, reachable_roots(place), whole, 5, 0, Keys())
     found = sheets(place, 5, room=whole.used // 2)
     counts = [len(sheet.cards) for sheet in found.sheets]
     assert 0 < sum(counts) < 15

@@ -24,7 +24,7 @@ CAPTIONS = st.lists(
 
 def of(place: Workspace, captions: list[list[str]], seed: int = 0) -> Words:
     publish(place, [image("a", f"{n}.png", captions=texts) for n, texts in enumerate(captions)])
-    return words(place, seed)
+    return words(place, seed, None)
 
 
 @settings(max_examples=25, deadline=None)
