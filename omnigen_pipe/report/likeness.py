@@ -1,19 +1,22 @@
 """Images that are there more than once: with the same bytes, or nearly the same to the eye.
 
 Equal bytes are known of all images. Looks are compared among a sample of those that are used: each
-must be opened for that. Leakage is an image that is trained on and evaluated on.
+must be opened for that. Leakage is an image that is trained on and evaluated on. A file that
+several datasets of a folder name is one image of each of its splits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from PIL import Image
 
 from manifests.errors import PipeError
@@ -42,6 +45,8 @@ _THUMBNAIL = 128
 #: So many images are decoded ahead.
 _AHEAD = 64
 
+_Item = TypeVar("_Item")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -56,12 +61,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are the same; of `count` some are `members`. `leaks` where some are trained on
-    and some evaluated on."""
+    """Images that are the same; of `count` some are `members`, and `more` are not named. `leaks`
+    where some are trained on and some evaluated on: then there are members of both."""
 
     count: int
     leaks: bool
     members: list[Member]
+    more: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Copies:
 @dataclass(frozen=True)
 class Likeness:
     """`same` are equal in bytes, `near` to the eye. `hashed` of `pictures` different ones were
-    compared; `unread` could not be."""
+    compared; `unread` could not be. `evaluated` says whether any image is."""
 
     same: Copies
     near: Copies
@@ -87,12 +93,27 @@ class Likeness:
     unread: int
     evaluated: bool
 
+    @property
+    def all_compared(self) -> bool:
+        """Whether looks were compared of every image, so that what was not found is not there."""
+        return self.hashed == self.pictures
 
-#: One row per used image: it may be a sample several times, by its crops.
+
+#: One row per file and split of a used image: it may be a sample several times, by its crops, and
+#: by datasets of one folder. `places` has the folder of each dataset.
 _USED = """
     used AS (
-        SELECT DISTINCT dataset, path, split, content_hash FROM samples WHERE status = 'ok'
+        SELECT min(struct_pack(dataset := dataset, path := path, split := split)) AS file,
+               split = 'eval' AS evaluated, content_hash
+        FROM samples JOIN places USING (dataset) WHERE status = 'ok'
+        GROUP BY place || '/' || path, split, content_hash
     )
+"""
+
+#: Up to `$1` files of one side of a group.
+_SIDES = """
+    coalesce(min(file, $1) FILTER (evaluated), []) AS evaluated_files,
+    coalesce(min(file, $1) FILTER (NOT evaluated), []) AS trained_files
 """
 
 
@@ -104,18 +125,19 @@ def likeness(
     limit: int,
     seed: int,
 ) -> Likeness:
-    """Find both kinds; at most `limit` images are opened, the evaluated ones first, then random
-    ones drawn with `seed`."""
+    """Find both kinds; at most `limit` images are opened, random ones drawn with `seed`, of which
+    the evaluated ones are at most half unless there are too few others."""
+    sources = {"samples": workspace.samples.source(), "places": _places(workspace, roots)}
     (facts,) = query(
         f"""
         WITH {_USED}
         SELECT count(DISTINCT content_hash) AS pictures,
-               count(*) FILTER (split = 'eval') AS evaluated FROM used
+               count(*) FILTER (evaluated) AS evaluated FROM used
         """,
-        samples=workspace.samples.source(),
+        **sources,
     ).to_pylist()
-    same = _same_bytes(workspace, roots, album)
-    chosen = _chosen(workspace, limit, seed)
+    same = _same_bytes(workspace, roots, album, sources)
+    chosen = _chosen(sources, limit, seed)
     looks = _looks(workspace, progress, roots, chosen)
     near = _near(workspace, roots, album, looks)
     return Likeness(
@@ -128,37 +150,72 @@ def likeness(
     )
 
 
-def _same_bytes(workspace: Workspace, roots: dict[str, Path], album: Album) -> Copies:
+def _places(workspace: Workspace, roots: dict[str, Path]) -> pa.Table:
+    """`place` of each `dataset` in the samples: its folder, the same for datasets of one folder."""
+    datasets = query("SELECT DISTINCT dataset FROM samples", samples=workspace.samples.source())[
+        "dataset"
+    ].to_pylist()
+    configured = {
+        each.id: each.instance_data_dir
+        if each.instance_data_dir.startswith("hf://")
+        else str(workspace.path(each.instance_data_dir))
+        for each in workspace.config.datasets
+    }
+
+    def place(dataset: str) -> str:
+        if dataset in roots:
+            return str(roots[dataset].resolve())
+        # Of one that is configured no more nothing is known.
+        return configured.get(dataset, f"the dataset {dataset}")
+
+    return pa.table(
+        {"dataset": datasets, "place": [place(dataset) for dataset in datasets]},
+        schema=pa.schema([("dataset", pa.string()), ("place", pa.string())]),
+    )
+
+
+def both_sides(
+    evaluated: Sequence[_Item], trained: Sequence[_Item], most: int = _SHOWN
+) -> list[_Item]:
+    """At most `most` of both, the evaluated ones first, and of each half as far as there are."""
+    first = max(most - most // 2, most - len(trained))
+    shown = list(evaluated[:first])
+    return shown + list(trained[: most - len(shown)])
+
+
+def _same_bytes(
+    workspace: Workspace, roots: dict[str, Path], album: Album, sources: dict[str, Any]
+) -> Copies:
     (counts,) = query(
         f"""
         WITH {_USED}, sums AS (
-            SELECT count(*) AS n, count(*) FILTER (split = 'eval') AS evaluated
+            SELECT count(*) AS n, count(*) FILTER (evaluated) AS evaluated
             FROM used GROUP BY content_hash HAVING count(*) > 1
         )
         SELECT count(*) AS number, coalesce(sum(n) - count(*), 0)::BIGINT AS surplus,
                coalesce(sum(evaluated) FILTER (evaluated < n), 0)::BIGINT AS leaking FROM sums
         """,
-        samples=workspace.samples.source(),
+        **sources,
     ).to_pylist()
     rows = query(
         f"""
         WITH {_USED}
         SELECT content_hash, count(*) AS n,
-               bool_or(split = 'eval') AND bool_or(split <> 'eval') AS leaks,
-               min(struct_pack(dataset := dataset, path := path, split := split), $1) AS members
+               bool_or(evaluated) AND NOT bool_and(evaluated) AS leaks, {_SIDES}
         FROM used GROUP BY content_hash HAVING count(*) > 1
         ORDER BY leaks DESC, n DESC, content_hash LIMIT $2
         """,
         _SHOWN,
         MOST_GROUPS,
-        samples=workspace.samples.source(),
+        **sources,
     ).to_pylist()
     found = []
     for row in rows:
+        files = both_sides(row["evaluated_files"], row["trained_files"])
         # One picture is enough: the others have the same bytes.
-        first = _member(workspace, roots, album, row["content_hash"], row["members"])
-        rest = [Member(**member) for member in row["members"][1:]]
-        found.append(Group(row["n"], row["leaks"], [first, *rest]))
+        first = _member(workspace, roots, album, row["content_hash"], files)
+        rest = [Member(**file) for file in files[1:]]
+        found.append(Group(row["n"], row["leaks"], [first, *rest], row["n"] - len(files)))
     return Copies(counts["number"], counts["surplus"], counts["leaking"], found)
 
 
@@ -188,23 +245,31 @@ def _member(
     return Member(**files[0], uri=uri, problem=problem)
 
 
-def _chosen(workspace: Workspace, limit: int, seed: int) -> list[dict[str, Any]]:
-    """`content_hash`, `files`, `evaluated` and `trained` of the images to be compared."""
+def _chosen(sources: dict[str, Any], limit: int, seed: int) -> list[dict[str, Any]]:
+    """`content_hash`, `evaluated_files` and `trained_files` of the images to be compared."""
     if limit == 0:
         return []
     found: list[dict[str, Any]] = query(
         f"""
-        WITH {_USED}
-        SELECT content_hash, bool_or(split = 'eval') AS evaluated,
-               bool_or(split <> 'eval') AS trained,
-               min(struct_pack(dataset := dataset, path := path, split := split), $1) AS files
-        FROM used GROUP BY content_hash
-        ORDER BY evaluated DESC, md5(content_hash || $2) LIMIT $3
+        WITH {_USED}, turns AS (
+            SELECT content_hash, bool_or(evaluated) AS evaluated, md5(content_hash || $2) AS turn
+            FROM used GROUP BY content_hash
+        ), ranked AS (
+            SELECT *, row_number() OVER (PARTITION BY evaluated ORDER BY turn) AS rank FROM turns
+        ), chosen AS (
+            -- Without the trained ones there is no leak to be found.
+            SELECT content_hash, turn, CASE WHEN NOT evaluated THEN 1
+                                            WHEN rank <= $3 // 2 THEN 0 ELSE 2 END AS class
+            FROM ranked ORDER BY class, turn LIMIT $3
+        )
+        SELECT content_hash, {_SIDES}
+        FROM used JOIN chosen USING (content_hash) GROUP BY content_hash
+        ORDER BY any_value(class), any_value(turn)
         """,
         _SHOWN,
         str(seed),
         limit,
-        samples=workspace.samples.source(),
+        **sources,
     ).to_pylist()
     return found
 
@@ -233,8 +298,9 @@ def _looks(
 
     def one(row: dict[str, Any]) -> tuple[int, npt.NDArray[np.uint8]] | None:
         try:
-            files = [(file["dataset"], file["path"]) for file in row["files"]]
-            data = read_file(roots, files, row["content_hash"])
+            files = [*row["evaluated_files"], *row["trained_files"]]
+            names = [(file["dataset"], file["path"]) for file in files]
+            data = read_file(roots, names, row["content_hash"])
             return look(whole_image(data, (2 * SIDE, 2 * SIDE), background))
         except (PipeError, MemoryError):
             return None
@@ -263,22 +329,22 @@ def grouped(hashes: Hashes, colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.in
     Alike are images whose hashes differ in at most `DISTANCE` bits, and whose colours differ by at
     most `MOST_DIFFERENCE`.
     """
-    flat = colours.reshape(len(hashes), 3 * _COLOURS**2).astype(np.float64)
-    squares = (flat**2).sum(axis=1)
+    flat = colours.reshape(len(hashes), 3 * _COLOURS**2)
     limit = MOST_DIFFERENCE**2 * flat.shape[1]
     names = np.arange(len(hashes))
 
     def join(some: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> None:
-        for start in range(0, len(some), _BLOCK):
-            block = some[start : start + _BLOCK]
-            # So many equal images cost little more than few.
-            if (names[block] == names[block[0]]).all() and (names[others] == names[block[0]]).all():
-                continue
-            apart = squares[block][:, None] + squares[others] - 2 * flat[block] @ flat[others].T
-            for one, near in zip(block.tolist(), apart <= limit, strict=True):
-                strange = names[others[near]]
-                for name in np.unique(strange[strange != names[one]]):
-                    names[names == name] = names[one]
+        for block in _blocks(some):
+            for beside in _blocks(others):
+                # So many equal images cost little more than few.
+                name = names[block[0]]
+                if (names[block] == name).all() and (names[beside] == name).all():
+                    continue
+                alike = _apart(flat, block, beside) <= limit
+                for one, near in zip(block.tolist(), alike, strict=True):
+                    strange = names[beside[near]]
+                    for name in np.unique(strange[strange != names[one]]):
+                        names[names == name] = names[one]
 
     values, place = np.unique(hashes, return_inverse=True)
     order = np.argsort(place, kind="stable")
@@ -289,6 +355,20 @@ def grouped(hashes: Hashes, colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.in
     for first, second in zip(*near_pairs(values, DISTANCE), strict=True):
         join(members[first], members[second])
     return names
+
+
+def _blocks(places: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    return [places[start : start + _BLOCK] for start in range(0, len(places), _BLOCK)]
+
+
+def _apart(
+    flat: npt.NDArray[np.uint8], some: npt.NDArray[np.int64], others: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The sums of squared differences `[len(some), len(others)]` between rows of `flat`, exact."""
+    # As float64 all of them would take eight times the memory.
+    one, other = (flat[places].astype(np.float64) for places in (some, others))
+    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)
+    return np.asarray(squares - 2 * one @ other.T)
 
 
 def _near(
@@ -304,17 +384,24 @@ def _near(
     several = [places for places in members.values() if len(places) > 1]
     leaking: set[int] = set()
     for places in several:
-        if any(known[place]["trained"] for place in places):
-            leaking |= {place for place in places if known[place]["evaluated"]}
+        if any(known[place]["trained_files"] for place in places):
+            leaking |= {place for place in places if known[place]["evaluated_files"]}
     several.sort(key=lambda places: (leaking.isdisjoint(places), -len(places), places[0]))
     found = []
     for places in several[:MOST_GROUPS]:
         # The evaluated ones first: they are what to take away.
-        places = sorted(places, key=lambda place: (place not in leaking, place))
-        shown = [
-            _member(workspace, roots, album, known[p]["content_hash"], known[p]["files"])
-            for p in places[:_SHOWN]
-        ]
-        found.append(Group(len(places), not leaking.isdisjoint(places), shown))
+        evaluated = [place for place in places if known[place]["evaluated_files"]]
+        trained = [place for place in places if not known[place]["evaluated_files"]]
+        shown = []
+        for place in both_sides(evaluated, trained):
+            row = known[place]
+            files = [*row["evaluated_files"], *row["trained_files"]]
+            shown.append(_member(workspace, roots, album, row["content_hash"], files))
+        also = [known[place]["trained_files"] for place in evaluated]
+        if not trained and any(also):
+            # All that are trained on are evaluated on as well: name one where it is trained on.
+            shown.append(Member(**next(files[0] for files in also if files)))
+        leaks = not leaking.isdisjoint(places)
+        found.append(Group(len(places), leaks, shown, len(places) - min(len(places), _SHOWN)))
     surplus = sum(len(places) - 1 for places in several)
     return Copies(len(several), surplus, len(leaking), found)

@@ -141,7 +141,12 @@ def write(
             "psnr_db": pairs.mean,
             "decoded": [{"image": p.name, "psnr_db": p.psnr} for p in pairs.pairs],
             "duplicates": {
-                name: {"groups": kind.number, "surplus": kind.surplus, "leaking": kind.leaking}
+                name: {
+                    "groups": kind.number,
+                    "surplus": kind.surplus,
+                    "leaking": kind.leaking,
+                    "leaking_groups": _files(kind),
+                }
                 for name, kind in (("same_bytes", copies.same), ("look_alike", copies.near))
             },
             "different_images": copies.pictures,
@@ -181,6 +186,15 @@ def _leaks(copies: likeness.Likeness) -> list[str]:
         if number:
             found.append(f"{number:,} evaluated image{f' {one}' if number == 1 else f's {many}'}.")
     return found
+
+
+def _files(copies: likeness.Copies) -> list[list[dict[str, str]]]:
+    """The files of the groups that leak, as far as the page names them."""
+    return [
+        [{"dataset": m.dataset, "path": m.path, "split": m.split} for m in group.members]
+        for group in copies.groups
+        if group.leaks
+    ]
 
 
 def _latents(workspace: Workspace, key: str | None) -> Latents:

@@ -174,8 +174,13 @@ def test_the_totals_of_the_page_are_those_of_the_manifest(tmp_path: Path) -> Non
 def test_copies_and_leaks_are_told(tmp_path: Path) -> None:
     summary = of_workspace.write(made(tmp_path), QUIET, options())
     copies = summary.details["duplicates"]
+    (same,), (near,) = (copies[kind].pop("leaking_groups") for kind in ("same_bytes", "look_alike"))
     assert copies["same_bytes"] == {"groups": 1, "surplus": 2, "leaking": 1}
     assert copies["look_alike"] == {"groups": 1, "surplus": 1, "leaking": 1}
+    assert [f"{file['dataset']}: {file['path']}" for file in same] == [
+        "held: twin.png", "a: <i>0</i>.png", "a: twin.png",
+    ]  # fmt: skip
+    assert [file["split"] for file in near] == ["eval", "train"]
     text = Read(Path(summary.details["output"]).read_text("utf-8")).text
     for told in (
         "1 evaluated image is trained on as well.",
