@@ -173,7 +173,7 @@ def _notes(workspace: Workspace, here: ModelHere, cards: sheets.Sheets) -> list[
             "shown is what it made then."
         )
     if cards.refused:
-        notes.append(f"{cards.refused:,} pictures of contact sheets found no room on the page.")
+        notes.append(f"{cards.refused:,} images of contact sheets found no room on the page.")
     return notes
 
 

@@ -17,7 +17,8 @@ from manifests.errors import UsageError
 from manifests.publish import publishing
 from omnigen_pipe.report.charts import number
 
-#: The pictures of a page weigh at most so many bytes, in the form that they stand in it…
+#: The pictures of a page, and the text of contact sheets, weigh at most so many bytes, in the form
+#: that they stand in it…
 MOST_PICTURE_BYTES = 8 * 2**20
 #: …and the page at most so many: everything else in it is bounded in number and in length.
 MOST_BYTES = 12 * 2**20

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import PipeError
 from manifests.query import query
 from omnigen_pipe.maintenance.explanation import Keys, explain_samples
+from omnigen_pipe.report.page import render
 from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
 from omnigen_pipe.workspace import Workspace
 
@@ -144,17 +145,24 @@ def _card(
     row: dict[str, Any],
     sample: dict[str, Any],
 ) -> Card | None:
-    """The card of a sample; None where the album has no room for its picture."""
+    """The card of a sample; None where the album has no room for its picture and its text."""
     size = fitted((row["resize_width"], row["resize_height"]), _THUMBNAIL)
-    uri, problem = None, None
+    card = Card(sample, None, None, size, crop_box(row))
     try:
         data = read_file(roots, [(row["dataset"], row["path"])], row["content_hash"])
         background = workspace.config.pixels.alpha_background
-        uri = album.add(whole_image(data, size, background))
-        if uri is None:
-            return None
+        shown = whole_image(data, size, background)
     except PipeError as error:
-        problem = str(error)
+        card = replace(card, problem=str(error))
     except MemoryError:
-        problem = "too little memory to decode it"
-    return Card(sample, uri, problem, size, crop_box(row))
+        card = replace(card, problem="too little memory to decode it")
+    else:
+        # By any address: only its length is not known yet.
+        uri = album.add(shown, _weight(replace(card, uri="data:"), row["bucket"]))
+        return None if uri is None else replace(card, uri=uri)
+    return card if album.take(_weight(card, row["bucket"])) else None
+
+
+def _weight(card: Card, bucket: str) -> int:
+    """The bytes of a card in the page: captions may be long, and each letter several bytes."""
+    return len(render("card.html.jinja", card=card, bucket=bucket).encode("utf-8"))

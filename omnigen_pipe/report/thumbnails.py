@@ -1,4 +1,5 @@
-"""Thumbnails: small pictures as `data:` URIs, within what a page may weigh."""
+"""Thumbnails: small pictures as `data:` URIs, and the text that stands by them, within what a page
+may weigh."""
 
 from __future__ import annotations
 
@@ -20,17 +21,25 @@ _QUALITY = 78
 
 @dataclass
 class Album:
-    """The pictures of one page: they are refused once all of them weigh `limit` bytes.
+    """The pictures of one page, and text by them: they are refused once all weigh `limit` bytes.
 
-    `refused` counts those that found no room.
+    `refused` counts the pictures that found no room.
     """
 
     limit: int
     used: int = 0
     refused: int = 0
 
-    def add(self, picture: Image.Image) -> str | None:
-        """The `data:` URI of `picture` (RGB); None where there is no room for it.
+    def take(self, size: int) -> bool:
+        """Whether there is room for text of `size` bytes, which it then takes."""
+        if self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def add(self, picture: Image.Image, text: int = 0) -> str | None:
+        """The `data:` URI of `picture` (RGB); None where there is no room for it, and for the
+        `text` bytes that stand by it.
 
         As JPEG, or as PNG where that is no larger, as of plain drawings.
         """
@@ -44,10 +53,9 @@ class Album:
         kind, file = ("png", png) if plain else ("jpeg", jpeg)
         data = base64.b64encode(file.getvalue()).decode("ascii")
         uri = f"data:image/{kind};base64,{data}"
-        if self.used + len(uri) > self.limit:
+        if not self.take(len(uri) + text):
             self.refused += 1
             return None
-        self.used += len(uri)
         return uri
 
 

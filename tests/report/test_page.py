@@ -24,6 +24,7 @@ from omnigen_pipe.model_files import EMBEDDED_FOLDER
 from omnigen_pipe.report import of_run, of_workspace
 from omnigen_pipe.report.of_workspace import Options
 from omnigen_pipe.report.page import MOST_BYTES, check_output, cut
+from omnigen_pipe.report.sheets import MOST_SHEETS
 from omnigen_pipe.workspace import Workspace
 
 if sys.version_info >= (3, 11):
@@ -382,6 +383,24 @@ def heavy(tmp_path: Path) -> Any:
         rows.append(filed(place, "a", f"{'x' * 100}/{number}.png", turned, captions=texts))
     publish(place, rows)
     return place
+
+
+def test_long_captions_without_a_picture_keep_the_page_within_its_bound(tmp_path: Path) -> None:
+    """Each letter takes five bytes in the page, and each card shows several captions."""
+    place = workspace(
+        tmp_path,
+        {"id": "a", "instance_data_dir": "a", "resolution": 64, "resolution_type": "pixel",
+         "aspect_bucket_alignment": 16},
+    )  # fmt: skip
+    texts = [f"{n}" + '"' * 900 for n in range(5)]
+    publish(place, [
+        image("a", f"{width}/{n}{'&' * 150}.png", width=width, captions=texts)
+        for width in range(64, 64 + 16 * MOST_SHEETS, 16)
+        for n in range(40)
+    ])  # fmt: skip
+    summary = of_workspace.write(place, QUIET, Options(samples=40, decoded=0, hash_limit=0))
+    assert summary.counts["bytes written"] < MOST_BYTES
+    assert any("found no room" in note for note in summary.notes)
 
 
 @pytest.mark.slow

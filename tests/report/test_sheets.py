@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from omnigen_pipe.images.sources import reachable_roots
 from omnigen_pipe.maintenance.explanation import Keys
+from omnigen_pipe.report.page import render
 from omnigen_pipe.report.sheets import MOST_SHEETS, crop_box, draw
 from omnigen_pipe.report.thumbnails import Album
 
@@ -144,6 +146,28 @@ def test_where_room_ends_no_bucket_has_two_cards_more_than_another(tmp_path: Pat
     assert 0 < sum(counts) < 15
     assert found.refused == 15 - sum(counts)
     assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("letter", ["a", "長", "🙂", '"'])
+@pytest.mark.parametrize("there", [True, False])
+def test_cards_weigh_no_more_than_their_room(tmp_path: Path, letter: str, there: bool) -> None:
+    place = many(tmp_path)
+    captions = [f"{n}{letter * 900}" for n in range(5)]
+    publish(place, [{**row, "captions": captions} for row in place.images.read().to_pylist()])
+    if not there:
+        shutil.rmtree(tmp_path / "a")
+    found, room = sheets(place, 5), Album(100_000)
+    weights = [
+        len(render("card.html.jinja", card=card, bucket="64x64").encode()) for card in found.cards
+    ]
+    assert len(weights) == 15
+    part = draw(place, reachable_roots(place), room, 5, 0, Keys())
+    shown = [render("card.html.jinja", card=card, bucket="64x64") for card in part.cards]
+    assert sum(len(text.encode()) for text in shown) == pytest.approx(room.used, abs=15 * 8)
+    assert room.used <= room.limit < room.used + 1.5 * max(weights) or len(shown) == 15
+    assert len(shown) + part.refused == 15
+    if letter != "a":
+        assert part.refused > 0
 
 
 def test_files_that_are_gone_changed_or_elsewhere_say_so(tmp_path: Path) -> None:
