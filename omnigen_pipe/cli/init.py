@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import sys
@@ -18,9 +17,9 @@ from omnigen_pipe.cli.command import command
 from omnigen_pipe.cli.options import HERE, JsonOption, given_path
 
 if TYPE_CHECKING:
-    from omnigen_pipe.starting.contents import Contents
+    from omnigen_pipe.starting.answers import Answers
     from omnigen_pipe.starting.proposals import Proposal
-    from omnigen_pipe.starting.questions import Answers, Question
+    from omnigen_pipe.starting.questions import Question
 
 FolderArgument = Annotated[
     Path | None,
@@ -146,8 +145,8 @@ def init(
     Looks into the folders of images and proposes resolution, captions, repeats and batch size by
     what is there.
     """
+    from omnigen_pipe.starting.answers import configured
     from omnigen_pipe.starting.configuration_file import refuse_existing, write
-    from omnigen_pipe.starting.questions import configured
 
     if folder is not None and workspace is not None and folder != workspace:
         raise UsageError(f"FOLDER is {folder} and --workspace is {workspace}: give one of them.")
@@ -206,6 +205,7 @@ def _interviewed(
 
     Leaves with status 130, as after the signal, where Ctrl-C or the end of input is the answer.
     """
+    from omnigen_pipe.starting.folders import check_folder, is_there, look
     from omnigen_pipe.starting.questions import Surroundings, answered
 
     said: list[str] = []
@@ -216,12 +216,13 @@ def _interviewed(
             # Names of files are shown, and may hold what a terminal takes for commands.
             print("".join(c if c.isprintable() else "?" for c in sentence), flush=True)
 
+    here = Path.cwd()
     around = Surroundings(
-        look=lambda images: _look(images, root, say),
+        look=lambda images: look(images, root, here, say),
         batch=lambda answers: _batch(answers, root, say),
         say=say,
-        check_folder=lambda images: _check_folder(images, root),
-        is_there=lambda images: _is_there(images, root),
+        check_folder=lambda images: check_folder(images, root, here),
+        is_there=lambda images: is_there(images, root, here),
     )
     try:
         return answered(given, _ask if asking else None, around), said
@@ -230,50 +231,11 @@ def _interviewed(
         raise typer.Exit(128 + signal.SIGINT) from error
 
 
-def _check_folder(images: str, root: Path) -> None:
-    """Raise `UsageError` where `images` can be no folder of images."""
-    from omnigen_pipe.starting.questions import folder_of
-
-    folder = folder_of(images, root, Path.cwd())
-    if folder is None:
-        if not images.startswith("hf://datasets/"):
-            raise UsageError(f"{images} is no address: write hf://datasets/OWNER/NAME")
-    elif folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file")
-    elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
-        raise UsageError(f"{folder} may not be read")
-
-
-def _is_there(images: str, root: Path) -> bool:
-    """Whether the folder that `images` names is there; of the hub's that is not asked."""
-    from omnigen_pipe.starting.questions import folder_of
-
-    folder = folder_of(images, root, Path.cwd())
-    return folder is None or folder.is_dir()
-
-
-def _look(images: str, root: Path, say: Callable[[str], None]) -> Contents | None:
-    """What the folder that `images` names holds; None where there is none to look into."""
-    from omnigen_pipe.images.candidates import escaped
-    from omnigen_pipe.starting.contents import look_into
-    from omnigen_pipe.starting.questions import folder_of
-
-    folder = folder_of(images, root, Path.cwd())
-    if folder is None or not folder.is_dir() or escaped(str(folder)) != str(folder):
-        return None
-    say(f"Looking into {folder}.")
-    try:
-        return look_into(folder, root)
-    except UsageError as error:
-        say(f"{error} It was not looked into.")
-        return None
-
-
 def _batch(answers: Answers, root: Path, say: Callable[[str], None]) -> Proposal:
     """The batch size that the GPU that is here can hold."""
     from omnigen_pipe import config
+    from omnigen_pipe.starting.answers import configured
     from omnigen_pipe.starting.proposals import Proposal
-    from omnigen_pipe.starting.questions import configured
     from omnigen_pipe.workspace import Workspace
 
     values = configured(answers, root, Path.cwd())

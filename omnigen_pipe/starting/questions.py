@@ -7,18 +7,14 @@ commented file.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from manifests.errors import UsageError
 from omnigen_pipe.config import (
-    EMBEDDED,
     DatasetConfig,
     DatasetOptions,
     ModelConfig,
@@ -26,7 +22,9 @@ from omnigen_pipe.config import (
 )
 from omnigen_pipe.images.captions import LIST_STRATEGIES
 from omnigen_pipe.starting import proposals
+from omnigen_pipe.starting.answers import Answers, DatasetAnswers
 from omnigen_pipe.starting.contents import Contents
+from omnigen_pipe.starting.folders import DEFAULT
 from omnigen_pipe.starting.proposals import Proposal
 
 
@@ -103,7 +101,7 @@ assert {*CAPTION_STRATEGIES, *LIST_STRATEGIES} == set(
     get_args(DatasetOptions.model_fields["caption_strategy"].annotation)
 )
 
-_IMAGES = Question("images", "Folder of images, or hf://datasets/OWNER/NAME", "images")
+_IMAGES = Question("images", "Folder of images, or hf://datasets/OWNER/NAME", DEFAULT)
 _ABSENT = Question("absent", "There is no folder {folder} yet. Take it all the same?", False)
 _ANOTHER = Question("another", "Another folder? (empty: none)", "")
 _REGULARISATION = Question(
@@ -157,31 +155,6 @@ _RUN = (
         check=_valid(TrainConfig, "learning_rate"),
     ),
 )
-
-
-@dataclass(frozen=True)
-class DatasetAnswers:
-    """The answers for one dataset, and what its folder holds, if it was looked into."""
-
-    images: str
-    resolution: float
-    caption_strategy: str
-    instance_prompt: str | None = None
-    repeats: int = 0
-    is_regularisation_data: bool = False
-    contents: Contents | None = None
-
-
-@dataclass(frozen=True)
-class Answers:
-    """All answers."""
-
-    datasets: tuple[DatasetAnswers, ...]
-    model: str
-    run_name: str
-    learning_rate: float
-    train_batch_size: int = 1
-    max_train_steps: int = 1000
 
 
 @dataclass(frozen=True)
@@ -324,125 +297,3 @@ def _epochs(answers: Answers, steps: int) -> str:
         f"{steps:,} steps of {batch:,} are about {steps * batch / max(samples, 1):.1f} epochs of "
         f"{samples:,} samples."
     )
-
-
-def configured(answers: Answers, root: Path, here: Path) -> dict[str, Any]:
-    """The configuration, shaped as the file is, that the answers ask for.
-
-    Paths in answers start at the folder `here`; in the file they start at the workspace `root`,
-    or are absolute where they lead out of it. What holds for all datasets stands in `defaults`.
-    """
-    model = answers.model
-    if model != EMBEDDED and (here / Path(model).expanduser()).is_dir():
-        model = model_from_workspace(model, root, here)
-    options = [_options(each) for each in answers.datasets]
-    shared = {
-        name: value
-        for name, value in options[0].items()
-        if name not in _OF_ONE and all(each.get(name) == value for each in options)
-    }
-    ids = dataset_ids([each.images for each in answers.datasets])
-    datasets = []
-    for name, each, own in zip(ids, answers.datasets, options, strict=True):
-        folder = folder_of(each.images, root, here)
-        place = each.images if folder is None else from_workspace(str(folder), root, here)
-        entry: dict[str, Any] = {"id": name, "instance_data_dir": place}
-        table = _table(each)
-        if table is not None:
-            entry["list_file"] = from_workspace(str(table.path), root, here)
-        if each.is_regularisation_data:
-            entry["is_regularisation_data"] = True
-        entry |= {name: value for name, value in own.items() if name not in shared}
-        datasets.append(entry)
-    return {
-        "model": {"pretrained_model_name_or_path": model},
-        "defaults": {"resolution_type": "pixel_area", **shared},
-        "dataset": datasets,
-        "train": {
-            "tracker_run_name": answers.run_name,
-            "max_train_steps": answers.max_train_steps,
-            "train_batch_size": answers.train_batch_size,
-            "learning_rate": answers.learning_rate,
-        },
-    }
-
-
-#: Options that say something of one dataset's folder, and of no other that may come later.
-_OF_ONE = ("repeats", "caption_column", "path_column")
-
-
-def _table(answers: DatasetAnswers) -> Any:
-    """The table that captions come from, if they come from one that was found."""
-    if answers.contents is None:
-        return None
-    kind = answers.caption_strategy
-    tables = [table for table in answers.contents.tables if table.kind == kind]
-    return max(tables, key=lambda table: table.captioned, default=None)
-
-
-def _options(answers: DatasetAnswers) -> dict[str, Any]:
-    """The dataset's options that may stand in `[defaults]`."""
-    options: dict[str, Any] = {
-        "resolution": answers.resolution,
-        "caption_strategy": answers.caption_strategy,
-    }
-    if answers.instance_prompt is not None:
-        options["instance_prompt"] = answers.instance_prompt
-    table = _table(answers)
-    if table is not None:
-        options |= {"caption_column": table.caption_column, "path_column": table.path_column}
-    if answers.repeats:
-        options["repeats"] = answers.repeats
-    return options
-
-
-def folder_of(images: str, root: Path, here: Path) -> Path | None:
-    """The folder that the answer `images` means; None for an address on the hub.
-
-    The default one lies in the workspace, unless there is one at `here`.
-    """
-    if "://" in images:
-        return None
-    if images == _IMAGES.default and not (here / images).is_dir():
-        here = root
-    return Path(_absolute(here / Path(images).expanduser()))
-
-
-def from_workspace(path: str, root: Path, here: Path) -> str:
-    """`path`, which starts at `here`, as one that starts at `root`; hub addresses stay."""
-    if "://" in path:
-        return path
-    absolute = Path(_absolute(here / Path(path).expanduser()))
-    base = Path(_absolute(root))
-    if absolute != base and absolute.is_relative_to(base):
-        return absolute.relative_to(base).as_posix()
-    return str(absolute)
-
-
-def model_from_workspace(path: str, root: Path, here: Path) -> str:
-    """The same for a model's folder, whose name alone could be that of the embedded model."""
-    moved = from_workspace(path, root, here)
-    return f"./{moved}" if moved == EMBEDDED else moved
-
-
-def _absolute(path: Path) -> str:
-    """Absolute and without `..`, but with symbolic links as they are."""
-    return os.path.abspath(path)
-
-
-def dataset_ids(folders: list[str]) -> list[str]:
-    """A distinct, valid dataset id for each folder, from its last part."""
-    ids: list[str] = []
-    for folder in folders:
-        last = folder.split("@")[0].rstrip("/").rsplit("/", 1)[-1]
-        name = base = valid_name(last)
-        number = 2
-        while name in ids:
-            name, number = f"{base}-{number}", number + 1
-        ids.append(name)
-    return ids
-
-
-def valid_name(text: str) -> str:
-    """`text` with what a dataset's id or a run's name cannot hold replaced by `-`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "images"

@@ -27,7 +27,8 @@ from omnigen_pipe.config import (
     LokrPresetConfig,
     TrainConfig,
 )
-from omnigen_pipe.starting.questions import from_workspace, model_from_workspace, valid_name
+from omnigen_pipe.starting.answers import valid_name
+from omnigen_pipe.starting.folders import from_workspace, model_from_workspace
 from omnigen_pipe.starting.simpletuner_keys import (
     CHANGES,
     IGNORED_MASKS,

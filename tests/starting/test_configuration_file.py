@@ -15,8 +15,10 @@ from pydantic import BaseModel
 from manifests.errors import UsageError
 from omnigen_pipe import config
 from omnigen_pipe.config import Config, DatasetConfig, DatasetOptions, WebhookConfig
+from omnigen_pipe.starting.answers import configured, dataset_ids
 from omnigen_pipe.starting.configuration_file import render, toml_value, write
-from omnigen_pipe.starting.questions import answered, configured, dataset_ids, from_workspace
+from omnigen_pipe.starting.folders import from_workspace
+from omnigen_pipe.starting.questions import answered
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -24,10 +24,11 @@ from omnigen_pipe.memory.batch import LARGEST, batch_within, proposed_batch
 from omnigen_pipe.memory.report import square_prospect
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.starting import proposals
+from omnigen_pipe.starting.answers import Answers, configured
 from omnigen_pipe.starting.configuration_file import write
 from omnigen_pipe.starting.contents import look_into
 from omnigen_pipe.starting.names import reads_like_caption
-from omnigen_pipe.starting.questions import Answers, Surroundings, answered, configured
+from omnigen_pipe.starting.questions import Surroundings, answered
 from omnigen_pipe.starting.tables import MOST_TABLES, find_tables
 from omnigen_pipe.workspace import Workspace
 from stages import bucket, discover
