@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import UsageError
-from manifests.parquet import tool_version
-from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.report.charts import Chart, Points, chart, finite, number
-from omnigen_pipe.report.page import MOST_PICTURE_BYTES, check_output, publish, render
+from omnigen_pipe.report.page import MOST_PICTURE_BYTES, check_output, publish, render_report
 from omnigen_pipe.report.series import Point, Series, series
 from omnigen_pipe.report.slides import slides
 from omnigen_pipe.report.thumbnails import Album
@@ -55,12 +52,10 @@ def write(
     if album.refused:
         notes.append(f"{album.refused:,} validation pictures found no room on the page.")
     windows = found.windows(_WINDOW)
-    page = render(
+    page = render_report(
         "run.html.jinja",
+        workspace,
         title=f"{name}: a run",
-        made=datetime.now(timezone.utc),
-        version=tool_version(),
-        model=Model.of(workspace).label,
         notes=notes,
         series=found,
         bins=_bins(found),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import PipeError
-from manifests.parquet import tool_version
 from manifests.query import query
 from omnigen_pipe.images.samples import changed_since_bucket
 from omnigen_pipe.images.sources import reachable_roots
@@ -18,11 +16,10 @@ from omnigen_pipe.latents.wanted import (
     wanted_latents,
     with_status,
 )
-from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.report import decoded, left_out, likeness, shapes, sheets, words
 from omnigen_pipe.report.model_here import ModelHere, model_here
-from omnigen_pipe.report.page import MOST_PICTURE_BYTES, check_output, publish, render
+from omnigen_pipe.report.page import MOST_PICTURE_BYTES, check_output, publish, render_report
 from omnigen_pipe.report.thumbnails import Album
 from omnigen_pipe.settings import listed
 from omnigen_pipe.summary import Summary
@@ -98,12 +95,10 @@ def write(
         workspace, progress, roots, Album(_FOR_COPIES), options.hash_limit, options.seed
     )
     notes = _notes(workspace, here, cards)
-    page = render(
+    page = render_report(
         "workspace.html.jinja",
+        workspace,
         title=f"{workspace.root.name or 'Workspace'}: images",
-        made=datetime.now(timezone.utc),
-        version=tool_version(),
-        model=Model.of(workspace).label,
         notes=notes,
         options=options,
         left_out=accounts,

@@ -7,6 +7,7 @@ policy in the page forbids it to load anything, should something slip through.
 from __future__ import annotations
 
 import os
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from manifests.errors import UsageError
+from manifests.parquet import tool_version
 from manifests.publish import publishing
+from omnigen_pipe.model_files import Model
 from omnigen_pipe.report.charts import number
+from omnigen_pipe.workspace import Workspace
 
 #: The pictures of a page, and the text of contact sheets, weigh at most so many bytes, in the form
 #: that they stand in it…
@@ -53,8 +57,19 @@ def cut(text: object, most: int) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of `template`, a file of `templates/`."""
+    """The text of `template`, a file of `templates/`."""
     return _environment().get_template(template).render(mark=MARK, **values)
+
+
+def render_report(template: str, workspace: Workspace, **values: Any) -> str:
+    """The page of `template` about something in `workspace`, with what every report says."""
+    return render(
+        template,
+        made=datetime.now(timezone.utc),
+        version=tool_version(),
+        model=Model.of(workspace).label,
+        **values,
+    )
 
 
 def check_output(output: Path, overwrite: bool) -> None:
