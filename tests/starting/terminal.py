@@ -14,7 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Seconds after which something that was waited for is missed. Imports of torch take long.
@@ -63,8 +63,18 @@ class Terminal:
         return self.shown[start:]
 
     def leave(self, key: str) -> int:
-        """Press `key`, which ends the program; returns the status that it leaves with."""
-        self.press(key)
+        """Press `key`, again where it has no effect for some seconds; returns the exit status.
+
+        CPython misses the effect of a signal that comes after readline has shown its prompt and
+        before it waits for keys, until the next one.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.press(key)
+            while self._read(time.monotonic() + 3):
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
         return self.exit_status()
 
     def exit_status(self) -> int:
