@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from forked import start_all
 from listening import HANG, listener
 from PIL import Image
 from pipeline_project import Project, configured
-from training_project import change, metrics
+from training_project import change, copied, draw_turned, metrics, run_first_four
 
 from manifests.errors import WriteError
 from omnigen_pipe import webhooks
@@ -43,31 +42,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> P
     makes a copy."""
     folder = tmp_path_factory.mktemp("previews")
     pictures = folder / "pictures"
-    pictures.mkdir()
-    for number in range(2):
-        turned = Image.radial_gradient("L").resize((80, 80)).rotate(30 * number)
-        turned.convert("RGB").save(pictures / f"picture {number}.png")
+    draw_turned(pictures, 2)
     options = {"max_train_steps": 2, "learning_rate": 1e-2, "use_ema": True}
     root = folder / "workspace"
     here = configured(root, small_omnigen, pictures, train=options, extra=VALIDATION)
     build_small_tiny(root / "tiny")
-    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
-        here.run(stage)
+    run_first_four(here)
     return here
 
 
 @pytest.fixture(scope="module")
 def plain(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Trained without previews: nobody changes it."""
-    here = _copy(prepared, tmp_path_factory.mktemp("plain"))
+    here = copied(prepared, tmp_path_factory.mktemp("plain"))
     here.run(*TRAIN)
-    return here
-
-
-def _copy(ready: Project, folder: Path, extra: str = "") -> Project:
-    here = Project(Path(shutil.copytree(ready.root, folder / "workspace")))
-    with (here.root / "omnigen-pipe.toml").open("a") as file:
-        file.write(extra)
     return here
 
 
@@ -99,7 +87,7 @@ def test_previews_are_told_and_kept_and_change_nothing(
     prepared: Project, plain: Project, tmp_path: Path
 ) -> None:
     with listener() as (address, got):
-        here = _copy(prepared, tmp_path, PREVIEWS + _webhook(address, "preview", "validation"))
+        here = copied(prepared, tmp_path, PREVIEWS + _webhook(address, "preview", "validation"))
         said = here.run(*TRAIN)
     _same(here, plain)
     assert "did not reach" not in said.stdout
@@ -149,7 +137,7 @@ def test_a_picture_that_is_drawn_again_replaces_its_previews(
     prepared: Project, tmp_path: Path
 ) -> None:
     """Those of its neighbours stay, and so does whatever else lies there."""
-    here = _copy(prepared, tmp_path, PREVIEWS)
+    here = copied(prepared, tmp_path, PREVIEWS)
     here.run(*TRAIN)
     folder = here.root / "runs/default/validation/step-000002"
     (folder / "validation-32x32.png").unlink()
@@ -175,7 +163,7 @@ def test_a_preview_that_fails_is_said_once_and_the_pictures_are_drawn(
         raise WriteError(tmp_path, PermissionError(13, "Permission denied"))
 
     monkeypatch.setattr(previews, place, failing)
-    here = _copy(prepared, tmp_path, PREVIEWS)
+    here = copied(prepared, tmp_path, PREVIEWS)
     said = here.run(*TRAIN).stderr
     assert said.count("A preview failed, and there are none from here on") == 1
     assert ("CUDA out of memory." if place == "preview" else str(tmp_path)) in said
@@ -229,7 +217,7 @@ def test_a_server_that_fails_or_hangs_costs_only_previews(
     monkeypatch.setattr(webhooks, "PATIENCE", 0.0)
     monkeypatch.setattr(webhooks, "QUEUE_LENGTH", 4)
     with listener(status) as (address, _):
-        here = _copy(prepared, tmp_path, PREVIEWS + _webhook(address, "preview", "end"))
+        here = copied(prepared, tmp_path, PREVIEWS + _webhook(address, "preview", "end"))
         said = here.run(*TRAIN).stdout
     assert "of 21 events did not reach webhook 1 (127.0.0.1)" in said
     _same(here, plain)
@@ -242,7 +230,7 @@ def test_with_two_processes_the_first_shows_what_it_draws(
     prepared: Project, tmp_path: Path, sharded: bool
 ) -> None:
     """All where the base model is sharded, for then both draw each picture together."""
-    here = _copy(prepared, tmp_path, PREVIEWS)
+    here = copied(prepared, tmp_path, PREVIEWS)
     change(here, fsdp_enable=sharded)
     first, second = start_all(here.root, 2, *TRAIN, "--json")
     report = first.json()
@@ -267,7 +255,7 @@ def test_with_two_processes_the_first_shows_what_it_draws(
 def test_what_cannot_decode_is_refused_before_the_first_step(
     prepared: Project, tmp_path: Path, lines: str, message: str
 ) -> None:
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     (here.root / "runs").mkdir(exist_ok=True)
     path = here.root / "omnigen-pipe.toml"
     text = path.read_text().replace('validation_preview_model = "tiny"\n', "")
@@ -280,7 +268,7 @@ def test_what_cannot_decode_is_refused_before_the_first_step(
 def test_previews_without_validation_are_said_to_have_no_effect(
     prepared: Project, tmp_path: Path
 ) -> None:
-    here = _copy(prepared, tmp_path, PREVIEWS)
+    here = copied(prepared, tmp_path, PREVIEWS)
     path = here.root / "omnigen-pipe.toml"
     path.write_text(path.read_text().replace("step_interval = 1", "step_interval = 0"))
     assert "validation_preview has no effect" in here.run(*TRAIN).stderr

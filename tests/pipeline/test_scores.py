@@ -16,7 +16,7 @@ from listening import listener
 from PIL import Image
 from pipeline_project import Project, configured
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_project import change, metrics
+from training_project import change, copied, draw_turned, metrics, run_first_four
 from transformers import CLIPModel, CLIPProcessor
 
 from omnigen_pipe.sampling.clip import ClipScorer
@@ -42,10 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> P
     makes a copy."""
     folder = tmp_path_factory.mktemp("scores")
     pictures = folder / "pictures"
-    pictures.mkdir()
-    for number in range(2):
-        turned = Image.radial_gradient("L").resize((80, 80)).rotate(30 * number)
-        turned.convert("RGB").save(pictures / f"picture {number}.png")
+    draw_turned(pictures, 2)
     options = {
         "max_train_steps": 4,
         "learning_rate": 1e-2,
@@ -57,8 +54,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> P
     here = configured(root, small_omnigen, pictures, train=options, extra=VALIDATION)
     (root / "library.json").write_text(json.dumps({"cat": "a cat"}))
     build_small_clip(root / "clip")
-    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
-        here.run(stage)
+    run_first_four(here)
     return here
 
 
@@ -79,10 +75,7 @@ def scored(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Proje
 
 
 def _copy(ready: Project, folder: Path, extra: str = SCORES) -> Project:
-    here = Project(Path(shutil.copytree(ready.root, folder / "workspace")))
-    with (here.root / "omnigen-pipe.toml").open("a") as file:
-        file.write(extra)
-    return here
+    return copied(ready, folder, extra)
 
 
 def _run(here: Project) -> Path:

@@ -13,6 +13,7 @@ from huggingface_hub.utils import close_session
 from listening import SECRET, listener
 from PIL import Image
 from pipeline_project import Project
+from training_project import draw_turned, run_first_four
 
 from omnigen_pipe import hub, webhooks
 from omnigen_pipe.training.validation import Validator
@@ -43,14 +44,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
 
 def prepared(project: Callable[..., Project], folder: Path, extra: str, **train: object) -> Project:
     pictures = folder / "private pictures"
-    pictures.mkdir()
-    for number in range(4):
-        turned = Image.radial_gradient("L").resize((80, 80)).rotate(30 * number)
-        turned.convert("RGB").save(pictures / f"picture {number}.png")
+    draw_turned(pictures, 4)
     dataset = {"caption_strategy": "instanceprompt", "instance_prompt": "a zxq cat"}
     here = project(pictures, dataset=dataset, train={"max_train_steps": 2, **train}, extra=extra)
-    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
-        here.run(stage)
+    run_first_four(here)
     return here
 
 

@@ -18,7 +18,7 @@ import torch
 from forked import signal_at, start, start_all
 from PIL import Image
 from pipeline_project import Project, configured
-from training_project import change, metrics
+from training_project import change, copied, draw_turned, metrics, run_first_four
 
 from omnigen_pipe.training import validation
 
@@ -41,10 +41,7 @@ TRAIN = ("train", "--device", "cpu")
 def _prepare(root: Path, model: Path, folder: Path, **train: object) -> Project:
     """A workspace whose first four stages are done: four pictures, four steps."""
     pictures = folder / "pictures"
-    pictures.mkdir()
-    for number in range(4):
-        turned = Image.radial_gradient("L").resize((80, 80)).rotate(30 * number)
-        turned.convert("RGB").save(pictures / f"picture {number}.png")
+    draw_turned(pictures, 4)
     options = {
         "max_train_steps": 4,
         "learning_rate": 1e-2,
@@ -54,8 +51,7 @@ def _prepare(root: Path, model: Path, folder: Path, **train: object) -> Project:
     }
     here = configured(root, model, pictures, train=options, extra=VALIDATION)
     (root / "library.json").write_text(json.dumps({"Cat <token>": "a cat"}))
-    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
-        here.run(stage)
+    run_first_four(here)
     return here
 
 
@@ -69,13 +65,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> P
 @pytest.fixture(scope="module")
 def drawn(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Trained and drawn in one go: nobody changes it."""
-    here = _copy(prepared, tmp_path_factory.mktemp("drawn"))
+    here = copied(prepared, tmp_path_factory.mktemp("drawn"))
     here.run(*TRAIN)
     return here
-
-
-def _copy(ready: Project, folder: Path) -> Project:
-    return Project(Path(shutil.copytree(ready.root, folder / "workspace")))
 
 
 def _pictures(here: Project, run: str = "default") -> dict[str, bytes]:
@@ -130,7 +122,7 @@ def _check_against_generate(here: Project, steps: tuple[int, ...], run: str = "d
 def test_pictures_are_those_that_generate_draws_with_the_checkpoint(
     drawn: Project, tmp_path: Path
 ) -> None:
-    here = _copy(drawn, tmp_path)
+    here = copied(drawn, tmp_path)
     found = _pictures(here)
     assert found.keys() == _expected()
     _check_against_generate(here, (2, 4))
@@ -175,7 +167,7 @@ def test_they_are_in_every_kind_of_training(
 
 def test_training_goes_on_as_if_nothing_had_been_drawn(drawn: Project, tmp_path: Path) -> None:
     """Every file of every checkpoint, to the byte, and every number."""
-    here = _copy(drawn, tmp_path)
+    here = copied(drawn, tmp_path)
     change(here, tracker_run_name="plain")
     _without_drawing(here)
     here.run(*TRAIN)
@@ -195,7 +187,7 @@ def test_what_is_published_is_not_drawn_again_after_a_resume(
     drawn: Project, tmp_path: Path
 ) -> None:
     """Those of a lost step neither: it came to the same weights again."""
-    here = _copy(drawn, tmp_path)
+    here = copied(drawn, tmp_path)
     before, times = _pictures(here), _times(here)
     shutil.rmtree(here.root / "runs" / "default" / "checkpoints" / "step-00000004")
     lost = here.root / "runs" / "default" / "validation" / "step-000004" / "validation-32x32.png"
@@ -209,7 +201,7 @@ def test_what_is_published_is_not_drawn_again_after_a_resume(
 
 def test_pictures_of_other_weights_are_drawn_anew(drawn: Project, tmp_path: Path) -> None:
     """A run that goes on otherwise from a checkpoint: what it drew later then was another's."""
-    here = _copy(drawn, tmp_path)
+    here = copied(drawn, tmp_path)
     shutil.rmtree(here.root / "runs" / "default" / "checkpoints" / "step-00000004")
     change(here, learning_rate=2e-2)
     before = _pictures(here)
@@ -223,7 +215,7 @@ def test_pictures_of_other_weights_are_drawn_anew(drawn: Project, tmp_path: Path
 def test_a_complete_run_draws_what_its_end_lacks_and_nothing_else(
     drawn: Project, tmp_path: Path
 ) -> None:
-    here = _copy(drawn, tmp_path)
+    here = copied(drawn, tmp_path)
     folder = here.root / "runs" / "default" / "validation"
     (folder / "step-000004" / "Cat-token-48x32-ema.png").unlink()
     (folder / "step-000002" / "Cat-token-48x32-ema.png").unlink()
@@ -244,7 +236,7 @@ def test_a_run_killed_while_it_draws_ends_as_one_that_never_was(
 ) -> None:
     """Before the first step and between steps: nothing half is left, what is there is not drawn
     again, and what is lacking is drawn."""
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     whole = _pictures(drawn)
     kept: dict[str, int] = {}
     for call in (3, 6):
@@ -258,7 +250,7 @@ def test_a_run_stopped_while_it_draws_ends_as_one_that_never_was(
     drawn: Project, prepared: Project, tmp_path: Path
 ) -> None:
     """The same by Ctrl-C, which saves, and at the end, where the run has no step left."""
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     whole = _pictures(drawn)
     kept: dict[str, int] = {}
     for call, step in ((2, 0), (7, 2), (8, 4)):
@@ -306,7 +298,7 @@ def _check_ends_as(here: Project, drawn: Project, kept: dict[str, int]) -> None:
 def test_a_picture_that_fails_is_reported_and_the_rest_goes_on(
     drawn: Project, prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     really = validation.draw_latents
 
     def failing(pipe: Any, requests: Any, settings: Any, *rest: Any) -> torch.Tensor:
@@ -329,7 +321,7 @@ def test_a_picture_that_fails_is_reported_and_the_rest_goes_on(
 
 
 def test_what_is_being_drawn_is_said(prepared: Project, tmp_path: Path) -> None:
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     said = here.run(*TRAIN).stderr.splitlines()
     assert "Drawing validation pictures before the first step." in said
     assert "Drawing validation pictures after step 4." in said
@@ -341,7 +333,7 @@ def test_what_is_being_drawn_is_said(prepared: Project, tmp_path: Path) -> None:
 def test_two_processes_draw_together_what_generate_draws(
     prepared: Project, tmp_path: Path, sharded: bool
 ) -> None:
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     change(here, fsdp_enable=sharded)
     first, second = start_all(here.root, 2, *TRAIN, "--json")
     assert first.json()["validation"]["drawn"] == 8
@@ -357,7 +349,7 @@ def test_a_signal_to_any_process_ends_the_drawing_in_all(
     prepared: Project, tmp_path: Path, sharded: bool
 ) -> None:
     """It goes to the first one while that writes, and every process leaves at the same picture."""
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     change(here, fsdp_enable=sharded)
     stop = partial(signal_at, PLACE, 6, signal.SIGTERM)
     for child in start_all(here.root, 2, *TRAIN, first=stop):
@@ -384,7 +376,7 @@ def test_tensorboard_shows_pictures_and_once_what_the_run_is(
     prepared: Project, tmp_path: Path
 ) -> None:
     """Also when it was stopped twice, the second time after a step that had no checkpoint."""
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     change(here, report_to="tensorboard", checkpoint_step_interval=0, max_train_steps=1)
     here.run(*TRAIN)
     change(here, max_train_steps=3)
@@ -413,7 +405,7 @@ def test_tensorboard_shows_pictures_and_once_what_the_run_is(
 def test_what_cannot_be_drawn_is_refused_before_the_first_step(
     prepared: Project, tmp_path: Path, lines: str, message: str
 ) -> None:
-    here = _copy(prepared, tmp_path)
+    here = copied(prepared, tmp_path)
     (here.root / "bad.json").write_text('{"***": "a"}')
     path = here.root / "omnigen-pipe.toml"
     start_of = path.read_text().split("[validation]")[0]
@@ -427,7 +419,7 @@ def test_pictures_of_the_prompts_can_be_had_without_training(
     drawn: Project, tmp_path: Path
 ) -> None:
     """`generate` takes size, steps, guidance and seed of the workspace, unless told otherwise."""
-    here = _copy(drawn, tmp_path)
+    here = copied(drawn, tmp_path)
     report = here.json("generate", "--device", "cpu", "-o", "plain")
     assert {p["name"] for p in report["pictures"]} == set(NAMES)
     assert {p["seed"] for p in report["pictures"]} == {7}

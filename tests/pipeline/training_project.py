@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,28 @@ OPTIONS: dict[str, object] = {
 }
 
 
+def draw_turned(folder: Path, number: int) -> None:
+    """Make `folder`, and in it so many pictures of 80x80 px, each turned further."""
+    folder.mkdir()
+    for turn in range(number):
+        turned = Image.radial_gradient("L").resize((80, 80)).rotate(30 * turn)
+        turned.convert("RGB").save(folder / f"picture {turn}.png")
+
+
+def run_first_four(here: Project) -> None:
+    """Run the stages before `train`."""
+    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
+        here.run(stage)
+
+
+def copied(ready: Project, folder: Path, extra: str = "") -> Project:
+    """A copy of `ready` in `folder`, with `extra` at the end of its configuration."""
+    here = Project(Path(shutil.copytree(ready.root, folder / "workspace")))
+    with (here.root / "omnigen-pipe.toml").open("a") as file:
+        file.write(extra)
+    return here
+
+
 def prepare(project: Callable[..., Project], folder: Path, **train: object) -> Project:
     """A project whose first four stages are done, with `OPTIONS` and `train` over them."""
     pictures = folder / "pictures"
@@ -56,8 +79,7 @@ def prepare(project: Callable[..., Project], folder: Path, **train: object) -> P
             size = (80, 80) if number < 4 else (112, 64)
             turned = Image.radial_gradient("L").resize(size).rotate(30 * number + count)
             turned.convert("RGB").save(place / f"picture {number}.png")
-    for stage in ("discover", "bucket", "encode-vae", "tokenize"):
-        here.run(stage)
+    run_first_four(here)
     return here
 
 
