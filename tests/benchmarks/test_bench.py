@@ -80,6 +80,7 @@ def _run(tmp_path: Path, *rows: str) -> dict[str, Line]:
     return {line["stage"]: line for line in found["lines"]}
 
 
+@pytest.mark.slow
 def test_rows_are_measured_and_written_down(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

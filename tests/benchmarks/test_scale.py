@@ -9,6 +9,7 @@ import pytest
 import scale
 
 
+@pytest.mark.slow
 def test_every_step_finds_what_it_was_built_to_find(
     tmp_path: Path, small_omnigen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

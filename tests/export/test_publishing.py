@@ -49,7 +49,8 @@ def exports(
     return Exports(adapter, small_omnigen, tmp_path_factory.mktemp("exports"))
 
 
-@pytest.mark.parametrize("step", [25, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [25, 1])
 @pytest.mark.parametrize("replacing", [False, True], ids=["first", "replacing"])
 def test_killed_at_any_instant(
     exports: Exports, tmp_path: Path, replacing: bool, step: int

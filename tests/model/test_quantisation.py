@@ -31,7 +31,7 @@ CASES = [
     pytest.param(
         precision,
         dtype,
-        marks=[pytest.mark.slow] if (precision, dtype) == ("int4-quanto", torch.float32) else [],
+        marks=[pytest.mark.slow] if precision == "int4-quanto" else [],
         id=f"{precision}-{dtype}",
     )
     for precision in QUANTISED

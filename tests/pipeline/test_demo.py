@@ -84,7 +84,9 @@ def test_the_demo_from_an_empty_folder_and_again(
     assert "adapter_blake3" in made
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_while_the_proof_is_drawn_ends_it_with_a_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:

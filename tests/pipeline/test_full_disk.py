@@ -105,6 +105,7 @@ def test_a_disk_that_is_full_at_any_point(
     assert pages > 0, "a fragment takes room"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_file_that_may_not_grow(writer: str, writers: Writers, tmp_path: Path) -> None:
     """The same by a limit of the system, which needs no rights; tars are larger than fragments."""

@@ -113,9 +113,8 @@ def _check_nothing_half(here: Project, before: list[str]) -> None:
     assert list((here.root / "staging").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "board", ["none", pytest.param("tensorboard", marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("board", ["none", "tensorboard"])
 def test_a_disk_that_is_full_at_any_point_of_training(
     trained: Project, small_disk: Path, tmp_path: Path, board: str
 ) -> None:

@@ -235,9 +235,8 @@ def test_merging_killed_whenever_files_appear_or_move(four: Writers, tmp_path: P
     assert len(log.listing().replaced) > 1
 
 
-@pytest.mark.parametrize(
-    "flushes", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["files", "every step"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("flushes", [False, True], ids=["files", "every step"])
 def test_gc_killed_at_each_step(small: Writers, tmp_path: Path, flushes: bool) -> None:
     """It packs the small shards of a finished workspace, and deletes an orphan and leftovers."""
     ready = small.workspace("tokenize", tmp_path / "ready")

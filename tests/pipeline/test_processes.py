@@ -56,7 +56,15 @@ def _same(here: Project, run: str, other: str, steps: int) -> None:
             torch.testing.assert_close(tensor, second[key], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "sharded"), [(2, False), (3, False), (2, True), (3, True)])
+@pytest.mark.parametrize(
+    ("size", "sharded"),
+    [
+        (2, False),
+        pytest.param(3, False, marks=pytest.mark.slow),
+        (2, True),
+        pytest.param(3, True, marks=pytest.mark.slow),
+    ],
+)
 def test_processes_give_the_losses_of_one_at_the_same_global_batch(
     project: Callable[..., Project], tmp_path: Path, size: int, sharded: bool
 ) -> None:
@@ -178,7 +186,7 @@ def _wait_for_steps(here: Project, steps: int) -> None:
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGINT,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(None, marks=pytest.mark.slow),
     ],

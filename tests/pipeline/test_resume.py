@@ -116,6 +116,7 @@ def test_run_refuses_an_impossible_evaluation_before_it_does_anything(
     assert not (here.root / "manifests").exists()
 
 
+@pytest.mark.slow
 def test_libraries_stay_quiet(project: Callable[..., Project], tmp_path: Path) -> None:
     """Every line on stderr is ours, though quantisers and paged optimizers like to talk."""
     here = prepare(project, tmp_path, max_train_steps=1, base_model_precision="int8-quanto")

@@ -176,7 +176,10 @@ def test_a_second_run_encodes_nothing_without_torch(place: Workspace) -> None:
     ]
 
 
-@pytest.mark.parametrize(("chosen", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("chosen", "seen"),
+    [(None, "PASSIVE"), pytest.param("ACTIVE", "ACTIVE", marks=pytest.mark.slow)],
+)
 def test_torch_is_loaded_when_threads_were_told_not_to_spin(
     place: Workspace, chosen: str | None, seen: str
 ) -> None:
