@@ -23,7 +23,9 @@ from omnigen_pipe.cli.outcome import leave, report
 
 AllowMissingOption = Annotated[
     bool,
-    typer.Option("--allow-missing", help="Train without samples that lack a latent or prompt."),
+    typer.Option(
+        "--allow-missing", help="Train without samples that lack a latent, mask or prompt."
+    ),
 ]
 
 

@@ -85,7 +85,8 @@ def card(
         ]
     parts += ["## Training data", _data(samples)]
     parts += ["## Training", _training(config, lokr, name)]
-    parts += ["## Use", _usage(repository, base, words, averaged)]
+    usable = EMBEDDED if model.name == EMBEDDED else base
+    parts += ["## Use", _usage(repository, usable, words, averaged)]
     parts.append(f"Made with omnigen-pipe {tool_version()}.")
     return "\n\n".join(parts) + "\n"
 

@@ -53,8 +53,8 @@ def _transformer_key(workspace: Workspace) -> str:
 def freeze_today(workspace: Workspace, path: Path, allow_missing: bool) -> None:
     """Freeze today's samples as `path`, with how many were left out by reason.
 
-    Raises `PipeError` where some lack a latent or prompt and not `allow_missing`, or where there
-    are none; `UsageError` where evaluation is asked for and there is nothing to evaluate on;
+    Raises `PipeError` where some lack a latent, mask or prompt and not `allow_missing`, or where
+    there are none; `UsageError` where evaluation is asked for and there is nothing to evaluate on;
     `ManifestError` for a damaged manifest.
     """
     _check_manifests(workspace)
@@ -63,8 +63,8 @@ def freeze_today(workspace: Workspace, path: Path, allow_missing: bool) -> None:
         lacking = {"encode-vae": found.lacking_latent, "tokenize": found.lacking_prompt}
         commands = [f"`omnigen-pipe {stage}`" for stage, number in lacking.items() if number]
         raise PipeError(
-            f"{found.incomplete} samples lack a latent or prompt: run {' and '.join(commands)} "
-            "first, or train without them by --allow-missing."
+            f"{found.incomplete} samples lack a latent, mask or prompt: run "
+            f"{' and '.join(commands)} first, or train without them by --allow-missing."
         )
     splits = set(found.table["split"].to_pylist())
     if not splits & set(TRAINED_SPLITS):
@@ -76,7 +76,7 @@ def freeze_today(workspace: Workspace, path: Path, allow_missing: bool) -> None:
         raise UsageError(NOTHING_TO_EVALUATE)
     reasons = {
         "the image could not be decoded (see encode-vae)": found.failed,
-        "no latent or prompt yet": found.incomplete,
+        "no latent, mask or prompt yet": found.incomplete,
     }
     metadata |= {
         "transformer_key": _transformer_key(workspace),

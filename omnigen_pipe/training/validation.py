@@ -269,7 +269,7 @@ class Validator:
             return _Drawn(latent.to(_CPU), signal=self.stop.signal)
         except Stopped as stopped:
             return _Drawn(signal=stopped.signal)
-        except RuntimeError as error:  # torch's own; of memory, too
+        except (RuntimeError, MemoryError) as error:  # torch's own, of its memory, too
             failure = _said(error, self.trainee.device, picture)
             if self.trainee.sharded:
                 raise PipeError(failure) from error
@@ -302,7 +302,7 @@ class Validator:
         try:
             vae.to(self.trainee.device)
             found = decoded(vae, latent.to(self.trainee.device), self._say)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             return _said(error, self.trainee.device, picture)
         finally:
             vae.to(_CPU)
@@ -320,7 +320,11 @@ class Validator:
         if self.metrics is not None:
             room = "validation_ema" if picture.average else "validation"
             path = picture.file(self.folder, step)
-            self.metrics.show_picture(step, f"{room}/{picture.name}", path, picture.request.prompt)
+            name = f"{room}/{picture.name}"
+            try:
+                self.metrics.show_picture(step, name, path, picture.request.prompt)
+            except OSError as error:
+                self._say(f"{path} is shown in no tracker: it cannot be read ({error.strerror}).")
 
     def _say(self, sentence: str) -> None:
         self.summary.say(self.progress, sentence)
@@ -418,11 +422,12 @@ def _when(step: int) -> str:
     return f"after step {step}" if step else "before the first step"
 
 
-def _said(error: RuntimeError, device: torch.device, picture: Wanted) -> str:
-    """What torch has failed with, and what to do about it where that is known."""
-    if not isinstance(error, torch.OutOfMemoryError):
+def _said(error: Exception, device: torch.device, picture: Wanted) -> str:
+    """What drawing has failed with, and what to do about it where that is known."""
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return first_line(error)
+    place = device if isinstance(error, torch.OutOfMemoryError) else "this machine"
     return (
-        f"{device} ran out of memory at {picture.settings.size}. Lower validation_resolution, or "
+        f"{place} ran out of memory at {picture.settings.size}. Lower validation_resolution, or "
         "set vae_enable_tiling where decoding is what fails."
     )

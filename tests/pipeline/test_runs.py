@@ -76,7 +76,12 @@ def _wait_for_steps(here: Project, process: subprocess.Popen[str], steps: int) -
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_in_the_middle_loses_nothing_that_was_saved(
     prepared: Callable[..., Project], number: signal.Signals, status: int
@@ -126,7 +131,7 @@ def test_missing_latents_stop_training_unless_allowed(
         shard.unlink()
     assert "omnigen-pipe encode-vae" in here.run("train", status=1).stderr
     summary = here.json("train", "--allow-missing")
-    left_out = {"no latent or prompt yet": 5 - summary["counts"]["samples"]}
+    left_out = {"no latent, mask or prompt yet": 5 - summary["counts"]["samples"]}
     assert summary["left_out"] == left_out
     assert here.json("train", "--strict", status=3)["left_out"] == left_out, "said every time"
 

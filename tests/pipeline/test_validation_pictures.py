@@ -295,15 +295,25 @@ def _check_ends_as(here: Project, drawn: Project, kept: dict[str, int]) -> None:
     assert metrics(here) == metrics(drawn)
 
 
+@pytest.mark.parametrize(
+    ("failure", "place"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), "cpu"), (MemoryError(), "this machine")],
+    ids=["device", "machine"],
+)
 def test_a_picture_that_fails_is_reported_and_the_rest_goes_on(
-    drawn: Project, prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Project,
+    prepared: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
+    place: str,
 ) -> None:
     here = copied(prepared, tmp_path)
     really = validation.draw_latents
 
     def failing(pipe: Any, requests: Any, settings: Any, *rest: Any) -> torch.Tensor:
         if settings.size == "48x32" and requests[0].name == "validation":
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise failure
         latents = really(pipe, requests, settings, *rest)
         return latents * torch.inf if settings.size == "48x32" else latents
 
@@ -311,7 +321,7 @@ def test_a_picture_that_fails_is_reported_and_the_rest_goes_on(
     ended = here.run(*TRAIN, "--json")
     said = ended.stderr
     assert said.count("validation-48x32 before the first step could not be made") == 1
-    assert "ran out of memory at 48x32. Lower validation_resolution" in said
+    assert f"{place} ran out of memory at 48x32. Lower validation_resolution" in said
     assert "Cat-token-48x32 of the average after step 4 could not be made" in said
     assert "numbers overflowed" in said
     assert json.loads(ended.stdout)["validation"]["failed"] == 4
