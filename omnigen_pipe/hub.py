@@ -71,10 +71,10 @@ def fetch(
         return snapshot(local=False)
     except errors() as error:
         raise UsageError(
-            f"{what} could not be fetched from the hub: {str(error).splitlines()[0].rstrip('.')}. "
+            f"{what} could not be fetched from the hub: {plain(error)}. "
             "Check the name, the network (HF_ENDPOINT for a mirror) and, for gated or private "
             "repositories, the login (`hf auth login`)."
-        ) from error
+        ) from None  # its own text may hold what `plain` leaves out
 
 
 def cached(
@@ -120,10 +120,12 @@ def check_writable(
         api.auth_check(full, write=True)
         return full
 
+    # ValueErrors are the library's own, of answers that are not the hub's.
+    refusals: tuple[type[Exception], ...] = (*errors(), ValueError)
     try:
         with _quiet():
             return _tried(check, wait)
-    except errors() as error:
+    except refusals as error:
         raise UsageError(
             f"push_to_hub is set, and {repository} on the hub cannot be written to: "
             f"{plain(error)}. {_remedy(error)}"

@@ -12,6 +12,7 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -35,6 +36,8 @@ QUEUE_LENGTH = 64
 QUEUE_BYTES = 64 << 20
 #: Seconds in which a server must be reached, take an event, and answer: for each so many.
 TIMEOUT = 10.0
+#: Bytes a second that a line must carry, at least: large files have longer.
+SLOWEST = 50_000
 #: Seconds between the tries of one event.
 PAUSES = (1.0, 4.0, 16.0)
 #: Seconds that a server may ask to be left alone for.
@@ -147,21 +150,27 @@ def _sentence(event: Event, run: str) -> str:
     said += [
         form.format(fields[name]) for name, form in _SAID.items() if fields.get(name) is not None
     ]
+    if event.name == "validation" and "drawn" in fields:
+        said.append(f"{fields['drawn']} drawn")
+    if failed := fields.get("failed"):  # how many, or that something has
+        said.append("failed" if failed is True else f"{failed} failed")
+    if fields.get("signal") is not None:
+        said.append(f"stopped by {signal.Signals(fields['signal']).name}")
     return " · ".join(said)
 
 
 def _multipart(parts: Sequence[tuple[str, EventFile]]) -> Message:
     boundary = uuid4().hex
-    body = b""
+    body: list[bytes] = []
     for name, file in parts:
         # Names are the sender's own, but one with a quote must not end the header.
         safe = "".join(c if c.isalnum() or c in " ._-" else "_" for c in file.name)
         named = f'; filename="{safe}"' if file.name else ""
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{named}\r\n'
         head += f"Content-Type: {file.media_type}\r\n\r\n"
-        body += head.encode("utf-8") + file.content + b"\r\n"
-    body += f"--{boundary}--\r\n".encode()
-    return Message(body, f"multipart/form-data; boundary={boundary}")
+        body += [head.encode("utf-8"), file.content, b"\r\n"]
+    body.append(f"--{boundary}--\r\n".encode())
+    return Message(b"".join(body), f"multipart/form-data; boundary={boundary}")
 
 
 @dataclass(frozen=True)
@@ -275,7 +284,7 @@ def _why(error: Exception, timeout: float) -> str:
     """Why nothing could be sent, not in the library's words: those may hold the address."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"no answer within {timeout:g} s"
+        return f"no answer within {timeout:.3g} s"
     if isinstance(cause, socket.gaierror):
         return "its host was not found"
     if isinstance(cause, ConnectionError):
@@ -427,7 +436,7 @@ class Webhook:
     def _deliver(self, said: Message, worth: int) -> str | None:
         """Post until it is taken; else why it was not."""
         for pause in (*PAUSES, None):
-            answer = post(self.address, said, self._timeout)
+            answer = post(self.address, said, self._timeout + len(said.body) / SLOWEST)
             if answer.why is None or not answer.again or pause is None:
                 break
             if self._is_given_up(pause if answer.pause is None else answer.pause, worth):

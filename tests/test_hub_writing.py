@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from json import JSONDecodeError
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 
 from manifests.errors import PipeError, UsageError
@@ -121,6 +122,31 @@ def test_a_refusal_names_neither_token_nor_signature(
     assert TOKEN not in said
     assert SIGNATURE not in said
     assert server.files == {}
+
+
+def test_an_answer_that_is_not_the_hub_s_is_wrong_usage(
+    server: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A portal's page, or a mirror that knows no accounts."""
+
+    def page(self: HfApi) -> None:
+        raise JSONDecodeError("Expecting value", "<html>", 0)
+
+    monkeypatch.setattr(HfApi, "whoami", page)
+    with pytest.raises(UsageError, match="cannot be written to: Expecting value"):
+        hub.check_writable(REPOSITORY, False)
+
+
+def test_what_cannot_be_fetched_is_told_without_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def signed(*_: object, **__: object) -> None:
+        raise OSError("502 Bad Gateway for url: https://store.test/a?X-Amz-Signature=SECRET")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", signed)
+    with pytest.raises(UsageError, match="The model could not be fetched") as caught:
+        hub.fetch("ann/model", "model", None, ["*"], what="The model")
+    assert "https://store.test/a" in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__suppress_context__
 
 
 def test_plain_takes_secrets_out() -> None:

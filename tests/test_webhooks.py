@@ -406,6 +406,37 @@ def test_discord(server: Server) -> None:
     assert text["content"] == "**cats** preview · step 5 · a-32x32 · drawn 3 · of 20"
 
 
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (Event("validation", {"step": 5, "drawn": 0, "failed": 8}), "step 5 · 0 drawn · 8 failed"),
+        (Event("validation", {"step": 5, "drawn": 2, "failed": 0}), "step 5 · 2 drawn"),
+        (Event("end", {"step": 40, "loss": 0.5, "failed": False, "signal": None}), "step 40"),
+        (Event("end", {"step": 40, "failed": True, "signal": None}), "step 40 · failed"),
+        (Event("end", {"step": 40, "signal": 15}), "step 40 · stopped by SIGTERM"),
+    ],
+)
+def test_discord_tells_what_went_wrong(event: Event, text: str) -> None:
+    posted = webhooks.message(event, "discord", "cats", datetime.now(timezone.utc))
+    said = json.loads(posted.body)["content"]
+    assert said.removesuffix(" · loss 0.5") == f"**cats** {event.name} · {text}"
+
+
+def test_the_time_for_an_event_grows_with_its_files(server: Server) -> None:
+    """What a slow line takes for a picture is no reason to give it up."""
+    asked: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            webhooks, "post", lambda address, said, t: asked.append(t) or webhooks.Answer()
+        )
+        one = hook(server)
+        one.tell(Event("end", {}))
+        one.tell(Event("validation", {}, (EventFile("a.png", b"x" * 5_000_000),)))
+        assert one.close() is None
+    assert asked[0] == pytest.approx(20, abs=0.1)
+    assert asked[1] == pytest.approx(120, abs=0.1)
+
+
 def test_numbers_that_json_cannot_say() -> None:
     told: list[Event] = []
     Events([told.append]).send("step", loss=float("nan"), by={"t": [float("inf"), 1.0]})

@@ -80,9 +80,7 @@ class MaskFiles:
 
     def _why_none(self, dataset: DatasetConfig, numbers: list[int]) -> str:
         if not numbers:
-            return (
-                f"no mask: no picture in {dataset.mask} has the image's path before the extension"
-            )
+            return "no mask: no picture among the masks has the image's path before the extension"
         names = " and ".join(self.candidates.paths[number] for number in numbers)
         return f"several masks: {names}"
 

@@ -126,11 +126,11 @@ class CheckpointPusher:
             return
         step = int(event.fields["step"])
         source = self._pusher.run.checkpoints / str(event.fields["folder"])
-        folder = staged(self._pusher.workspace.staging, source)
         try:
+            folder = staged(self._pusher.workspace.staging, source)
             _link(source, folder)
-        except OSError as error:
-            self._failures.append(f"step {step}: {error.strerror or error}")
+        except (OSError, PipeError) as error:
+            self._failures.append(f"step {step}: {getattr(error, 'strerror', None) or error}")
             return
         self._thread = threading.Thread(
             target=self._push, args=(folder, step), daemon=True, name="hub"

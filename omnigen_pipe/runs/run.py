@@ -57,11 +57,16 @@ def without_addresses(text: str, webhooks: Sequence[WebhookConfig]) -> str:
         if secret:
             text = text.replace(secret, _HIDDEN)
     # One that was taken out may still be somebody's secret.
-    text = re.sub(r"(?m)^(\s*#.*?\burl\s*=\s*).*$", rf'\1"{_HIDDEN}"', text)
+    text = re.sub(r"(?m)(^|\s)#.*$", _without_addresses, text)
     left = {hook.get("url") for hook in tomllib.loads(text).get("webhook", ())}
     if left & set(secrets) - {_HIDDEN}:
         return "# Not copied: a webhook's address is written in a way that could not be hidden.\n"
     return text
+
+
+def _without_addresses(comment: re.Match[str]) -> str:
+    hidden = re.sub(r"https?://[^\s\"'<>]+", _HIDDEN, comment[0])
+    return re.sub(r"(\burl\b[\"']?\s*=\s*)\S.*", rf'\1"{_HIDDEN}"', hidden)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from manifests.errors import PipeError, UsageError, WriteError
+from manifests.errors import PipeError, UsageError, WriteError, first_line
 from manifests.publish import new_id, publishing
 
 #: Of the folder of events, and of the file that holds the id that wandb knows a run by.
 _TENSORBOARD, _WANDB_ID = "tensorboard", "wandb-id.json"
+#: Seconds in which, at the end, wandb may send what it has not sent: it lies in the run's folder.
+_WANDB_PATIENCE = 120.0
 _NO_WANDB = (
     "report_to names wandb, which is not installed: `pip install 'omnigen-pipe[wandb]'`, or set "
     'report_to = "tensorboard".'
@@ -157,6 +159,7 @@ class Wandb:
         self._say = say
         self._failed = False
         quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
+        patience = {"finish_timeout": _WANDB_PATIENCE}
         try:
             self._run: Any = wandb.init(
                 project=project,
@@ -164,7 +167,7 @@ class Wandb:
                 id=_wandb_id(folder / _WANDB_ID, staging, steps_done),
                 resume="allow",
                 dir=str(folder),
-                settings=wandb.Settings(**quiet),
+                settings=wandb.Settings(**quiet, **patience),
             )
         except (wandb.Error, OSError) as error:
             raise PipeError(
@@ -196,16 +199,16 @@ class Wandb:
             return
         try:
             show()
-        except (self._wandb.Error, OSError) as error:
+        # Not all that wandb raises is a wandb.Error: where its service is gone it is not.
+        except Exception as error:  # noqa: BLE001
             self._failed = True
-            self._say(
-                f"wandb has failed, and is shown no more of this run until it goes on: {error}"
-            )
+            why = first_line(error)
+            self._say(f"wandb has failed, and is shown no more of this run until it goes on: {why}")
 
     def close(self, failed: bool) -> None:
         """See `Tracker`."""
-        with suppress(self._wandb.Error, OSError):  # what could not be sent lies in its folder
-            self._run.finish(exit_code=int(failed))
+        # What could not be sent lies in its folder; where it failed before, that was said.
+        self._try(lambda: self._run.finish(exit_code=int(failed)))
 
 
 def _wandb_id(path: Path, staging: Path, steps_done: int) -> str:

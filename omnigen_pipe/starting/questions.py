@@ -119,7 +119,11 @@ _CAPTION_STRATEGY = Question(
     "caption_strategy", "Where captions come from", "filename", CAPTION_STRATEGIES
 )
 _INSTANCE_PROMPT = Question(
-    "instance_prompt", "The caption of every image", "a photo of my subject", check=_not_empty
+    "instance_prompt",
+    "The caption of every image",
+    "a photo of my subject",
+    check=_not_empty,
+    reason="it becomes the caption of every image of the folder. Say what they show.",
 )
 _REPEATS = Question(
     "repeats",

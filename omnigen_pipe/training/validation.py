@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from manifests.errors import PipeError, first_line
 from manifests.publish import publishing
@@ -320,11 +321,14 @@ class Validator:
         if self.metrics is not None:
             room = "validation_ema" if picture.average else "validation"
             path = picture.file(self.folder, step)
-            name = f"{room}/{picture.name}"
             try:
-                self.metrics.show_picture(step, name, path, picture.request.prompt)
-            except OSError as error:
-                self._say(f"{path} is shown in no tracker: it cannot be read ({error.strerror}).")
+                with Image.open(path) as found:
+                    found.load()
+            except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damage
+                self._say(f"{path} is shown in no tracker: {first_line(error)}")
+                return
+            name = f"{room}/{picture.name}"
+            self.metrics.show_picture(step, name, path, picture.request.prompt)
 
     def _say(self, sentence: str) -> None:
         self.summary.say(self.progress, sentence)

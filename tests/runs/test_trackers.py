@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -17,11 +20,7 @@ def test_wandb_offline_keeps_pictures_and_its_id_over_a_resume(
 ) -> None:
     """The picture's file to the byte; and it prints nothing."""
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    folder, picture = tmp_path / "run", tmp_path / "a.png"
-    folder.mkdir()
+    folder, picture = offline(tmp_path, monkeypatch), tmp_path / "a.png"
     Image.radial_gradient("L").convert("RGB").save(picture)
     for done in (0, 2):
         (tracker,) = trackers.opened("wandb", folder, tmp_path / "staging", done, "project", print)
@@ -33,6 +32,67 @@ def test_wandb_offline_keeps_pictures_and_its_id_over_a_resume(
     assert [path.read_bytes() for path in kept] == [picture.read_bytes()] * 2
     assert len({path.stem for path in folder.glob("wandb/*/run-*.wandb")}) == 1
     assert capfd.readouterr() == ("", "")
+
+
+def test_wandb_is_told_the_configuration_the_data_and_the_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the file that it sends later, as its own protocol says it."""
+    pytest.importorskip("wandb")
+    folder = offline(tmp_path, monkeypatch)
+    (tracker,) = trackers.opened("wandb", folder, tmp_path / "staging", 0, "project", print)
+    tracker.describe({"train": {"seed": 4711}}, {"samples": {"train": 4712}})
+    tracker.scalars(1, {"train/loss": 47.13})
+    tracker.close(False)
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    kept = file.read_bytes()
+    for said in (b"project", b"run", b"configuration", b"4711", b"data", b"4712", b"47.13"):
+        assert said in kept, said
+
+
+def test_where_wandb_s_service_is_gone_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, as where memory is short. TensorBoard is shown the rest."""
+    pytest.importorskip("wandb")
+    folder, said = offline(tmp_path, monkeypatch), []
+    both = trackers.opened("all", folder, tmp_path / "staging", 0, "project", said.append)
+    assert {type(each) for each in both} == {trackers.TensorBoard, trackers.Wandb}
+    for each in both:
+        each.scalars(1, {"train/loss": 1.0})
+    for process in services():
+        os.kill(process, signal.SIGKILL)
+    for step in (2, 3):
+        for each in both:
+            each.scalars(step, {"train/loss": 1.0})
+    for each in both:
+        each.close(True)
+    (sentence,) = said
+    assert sentence.startswith("wandb has failed, and is shown no more of this run")
+    assert list(folder.glob("tensorboard/events.*"))
+
+
+def offline(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run; wandb reaches no network, and keeps its own files here."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(root / "home"))
+    folder = root / "run"
+    folder.mkdir()
+    return folder
+
+
+def services() -> list[int]:
+    """wandb's own processes, below this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                fields = (entry / "stat").read_text().rsplit(")", 1)
+                if "wandb-core" in fields[0] and int(fields[1].split()[1]) == os.getpid():
+                    found.append(int(entry.name))
+    assert found
+    return found
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from omnigen_pipe.runs import checkpoints
 from omnigen_pipe.runs.checkpoints import Position
 from omnigen_pipe.training.state import read_state, write_state
 from omnigen_pipe.training.trainee import Trainee, load_trainee
+from omnigen_pipe.training.validation import in_use
 from omnigen_pipe.workspace import Workspace
 
 
@@ -111,3 +112,24 @@ def test_another_precision_is_refused(small_omnigen: Path, tmp_path: Path) -> No
     saved = _save(tmp_path, _trainee(small_omnigen))
     with pytest.raises(UsageError, match=r"trained in float32.*bfloat16"):
         read_state(_trainee(small_omnigen, mixed_precision="bf16"), saved)
+
+
+def test_what_is_used_meanwhile_is_afterwards_as_it_was(small_omnigen: Path) -> None:
+    """Each module's mode by itself, and the adapter's strength; also where using it fails."""
+    trainee = _trainee(small_omnigen)
+    modules = [*trainee.transformer.modules(), *trainee.network.modules()]
+    for number, module in enumerate(modules):
+        module.training = number % 3 != 0
+    trainee.network.set_multiplier(0.7)
+    modes = [module.training for module in modules]
+
+    def fail() -> None:
+        with in_use(trainee):
+            assert not any(module.training for module in modules)
+            trainee.network.set_multiplier(0.0)
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail()
+    assert [module.training for module in modules] == modes
+    assert trainee.network.multiplier == 0.7
