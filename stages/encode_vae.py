@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ from omnigen_pipe.workspace import Workspace
 if TYPE_CHECKING:
     from omnigen_pipe.latents.encoder import Item, Outcome
 
+#: Rows that are made work at once.
+_ROWS = 4096
 #: So many files are named in the summary's notes; the JSON names all.
 _NAMED_FILES = 5
 
@@ -107,13 +109,15 @@ def run(
     if not everything.num_rows:
         summary.notes.append("No sample is usable: `omnigen-pipe bucket` says why.")
     if missing.num_rows:
-        items = _items(missing, workspace)
+        roots = _roots(missing, workspace)
         metadata = {
             "fingerprint": fingerprint(wanted, ["pixels_key"]),
             "inputs": as_text({key: inputs}),
         }
         with ShardWriter(workspace, key, metadata) as writer:
-            outcome = _encode(items, folder, writer, workspace, progress, key, device, summary)
+            outcome = _encode(
+                missing, roots, folder, writer, workspace, progress, key, device, summary
+            )
         summary.counts["bytes written"] = writer.bytes_written
         faults += [(item.name, reason) for item, reason in outcome.failed]
         _describe(summary, outcome)
@@ -179,19 +183,24 @@ def _masks(
         )
 
 
-def _items(missing: pa.Table, workspace: Workspace) -> list[Item]:
-    """The missing rows as work, in their order."""
+def _roots(missing: pa.Table, workspace: Workspace) -> dict[str, Path]:
+    """Where the datasets of the missing rows lie, by their ids."""
     from omnigen_pipe.images.sources import dataset_root
+
+    files = pc.list_flatten(missing["files"])
+    needed = set(pc.unique(pc.struct_field(files, "dataset")).to_pylist())
+    return {d.id: dataset_root(workspace, d) for d in workspace.config.datasets if d.id in needed}
+
+
+def _items(missing: pa.Table, roots: Mapping[str, Path]) -> Iterator[Item]:
+    """The missing rows as work, in their order, made as they are asked for: of millions of rows a
+    few thousand are Python's at a time."""
     from omnigen_pipe.latents.encoder import Item
 
-    rows = missing.to_pylist()
-    needed = {file["dataset"] for row in rows for file in row["files"]}
-    roots = {d.id: dataset_root(workspace, d) for d in workspace.config.datasets if d.id in needed}
-    items = []
-    for row in rows:
-        width, height = row["bucket"].split("x")
-        items.append(
-            Item(
+    for batch in missing.to_batches(max_chunksize=_ROWS):
+        for row in batch.to_pylist():
+            width, height = row["bucket"].split("x")
+            yield Item(
                 name=_name(row),
                 pixels_key=row["pixels_key"],
                 content_hash=row["content_hash"],
@@ -200,8 +209,6 @@ def _items(missing: pa.Table, workspace: Workspace) -> list[Item]:
                 crop=(row["crop_left"], row["crop_top"]),
                 paths=tuple(roots[file["dataset"]] / file["path"] for file in row["files"]),
             )
-        )
-    return items
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -210,7 +217,8 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _encode(
-    items: list[Item],
+    missing: pa.Table,
+    roots: Mapping[str, Path],
     folder: Path,
     writer: ShardWriter,
     workspace: Workspace,
@@ -219,7 +227,7 @@ def _encode(
     device: str | None,
     summary: Summary,
 ) -> Outcome:
-    """Load the VAE and encode `items` to the end, or to the first Ctrl-C or SIGTERM."""
+    """Load the VAE and encode the `missing` rows to the end, or to the first Ctrl-C or SIGTERM."""
     # On a CPU the VAE's threads share the cores with those that decode, and must not spin while
     # they wait for each other. OpenMP reads it when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -229,16 +237,16 @@ def _encode(
     from omnigen_pipe.latents.vae import load_vae
 
     place = pick_device(device)
-    progress.note(f"encode-vae: {len(items):,} latents to encode on {place}")
+    progress.note(f"encode-vae: {missing.num_rows:,} latents to encode on {place}")
     vae = load_vae(folder, workspace.config.vae, place)
     started = time.monotonic()
     with (
         exact_float32(),
-        progress.task("encode-vae", len(items)) as advance,
+        progress.task("encode-vae", missing.num_rows) as advance,
         stop_on_signal() as stop,
     ):
         outcome = encode(
-            items,
+            _items(missing, roots),
             vae,
             writer,
             workspace.config,
@@ -249,7 +257,7 @@ def _encode(
         )
         writer.close()
     seconds = time.monotonic() - started
-    summary.details["images_per_second"] = round(outcome.encoded / seconds, 3)
+    summary.details["images_per_second"] = float(f"{outcome.encoded / seconds:.6g}")
     # Also where it came in the last batch: whatever would come next was asked not to.
     summary.signal = stop.signal
     if stop.signal is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -94,7 +94,7 @@ def read_source(image: Sequence[Item]) -> bytes:
 
 
 def encode(
-    items: Sequence[Item],
+    items: Iterable[Item],
     vae: Any,
     writer: ShardWriter,
     config: Config,
@@ -156,7 +156,7 @@ _Decoded = np.ndarray | PixelsError | ChangedSourceError | TooLittleMemoryError
 
 
 def _decoded(
-    items: Sequence[Item], config: Config
+    items: Iterable[Item], config: Config
 ) -> Generator[tuple[Item, _Decoded, frozenset[str]], None, None]:
     """Each item with its pixels or what went wrong, in order, decoded ahead in threads; and all
     buckets that its image is wanted in.

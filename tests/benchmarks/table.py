@@ -6,15 +6,19 @@ that what else the machine does hits both alike. Times and rates go along as inf
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +180,20 @@ def answer(works: dict[str, Callable[..., dict[str, Any]]]) -> None:
     print(json.dumps(works[sys.argv[1]](*sys.argv[2:])))
 
 
+@cache
+def _byte_code() -> str:
+    """A folder where our modules' byte code is kept while this process lives. The libraries have
+    theirs; ours has to be there, too, wherever the environment forbids to write it."""
+    folder = tempfile.mkdtemp(prefix="byte-code-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    here = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    kept = {"PYTHONPATH": path, "PYTHONPYCACHEPREFIX": _byte_code()}
+    return {**here, **kept, "HF_HUB_OFFLINE": "1"}
 
 
 def machine() -> dict[str, Any]:

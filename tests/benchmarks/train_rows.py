@@ -52,8 +52,9 @@ _POSITION = 1_000_000
 _LATENTS, _EPOCHS, _LATENT_SIDE, _READ_BATCH = 20_000, 5, 512, 8
 #: Memory that may come and go between two epochs, bytes.
 _SWAY = 8 * 2**20
-#: Samples of a step, and steps that a side takes before it is the other's turn.
-_STEP_BATCH, _STRETCH = 4, 4
+#: Samples of a step, and steps that a side takes before it is the other's turn: more than the
+#: batches that are read before the first of them begins.
+_STEP_BATCH, _STRETCH = 4, 12
 #: The most of its time that training may wait for its data.
 _WAITING = 0.01
 
@@ -137,7 +138,7 @@ def step(bench: Bench) -> Iterator[Line]:
         workspace = folders.workspace(root, *options, model=str(model))
         shape = json.loads((model / "transformer" / "config.json").read_text(encoding="utf-8"))
         path = folders.training_data(workspace, 64, side, tokens=shape["vocab_size"])
-        stretches = bench.amount(3 * bench.repeats + 1, least=2)
+        stretches = bench.amount(bench.repeats + 1, least=2)
         ours, plain, waiting = _steps(workspace, FrozenSamples.open(path), stretches)
         yield Line(
             f"training step, {name}",
@@ -161,7 +162,7 @@ def _steps(
     trainee = load_trainee(workspace, LokrConfig(), torch.device("cpu"))
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
     timed, waited = _Timed(quiet=True), list[float]()
-    done = 0
+    done, trained = 0, 0.0
 
     def plain() -> float:
         batches = [
@@ -180,7 +181,7 @@ def _steps(
         )
 
         def ours() -> float:
-            nonlocal done
+            nonlocal done, trained
             start = Position(done, 0, 0)
             # A step more than is counted: the first waits for the thread that reads to begin.
             done += _STRETCH + 1
@@ -188,10 +189,11 @@ def _steps(
             timed.ends.clear()
             with _waits(waited):
                 loop.train(trainee, plan, config, course)
+            trained += timed.ends[-1] - timed.ends[0]
             return statistics.median(b - a for a, b in itertools.pairwise(timed.ends))
 
         mine, bare_ones = (each[1:] for each in in_turn(stretches, ours, plain))
-    return mine, bare_ones, statistics.median(waited) / statistics.median(mine)
+    return mine, bare_ones, sum(waited) / trained
 
 
 def _plain_step(trainee: Trainee, x_t: Any, t: Any, prompts: Any, target: Any) -> float:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -644,3 +645,28 @@ def test_each_worker_takes_its_share_and_says_so(place: Workspace) -> None:
     assert ok_rows(place).keys() == wanted_keys(place)
     assert place.latents.read().num_rows == 7
     assert not run(place).changed
+
+
+def test_what_is_missing_is_python_s_only_a_few_thousand_rows_at_a_time(tmp_path: Path) -> None:
+    """A million latents to encode must not be a million objects."""
+
+    def peak(number: int) -> int:
+        missing = pa.table(
+            {
+                "pixels_key": [f"{n:032x}" for n in range(number)],
+                "content_hash": [f"{n:064x}" for n in range(number)],
+                "bucket": ["64x64"] * number,
+                "files": [[{"dataset": "a", "path": f"{n}.png"}] for n in range(number)],
+                **{name: [0] * number for name in ("crop_left", "crop_top")},
+                **{name: [64] * number for name in ("resize_width", "resize_height")},
+            }
+        )
+        tracemalloc.start()
+        try:
+            count = sum(1 for _ in stages.encode_vae._items(missing, {"a": tmp_path}))
+            assert count == number
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(100_000) < 3 * peak(10_000), "ten times, if all were at once"
