@@ -4,7 +4,7 @@ Drawn rather than shipped. What is known comes as regularisation data, so that t
 not displace the old ones. Sizes differ: several buckets arise, as from a folder of photographs.
 No sentence that is judged is a caption that the adapter is trained on, and the new shape is judged
 in colours on backgrounds, too, on which it was never shown. Of the known sentences that are judged
-38 of 100 are captions of the base model's own pretraining.
+35 of 100 are captions of the base model's own pretraining.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ _CARD = """\
 
 A very small OmniGen in diffusers' layout: a transformer of {transformer:.2f} M and a VAE of
 {vae:.2f} M parameters, float16. It draws a little world: one or two coloured shapes on a plain
-background, 64x64, 96x64 and 64x96 pixels. `docs/embedded-model.md` says what it is for.
+background, 64x64, 96x64 and 64x96 pixels, and forty shapes of two colours with made-up names.
+`docs/embedded-model.md` says what it is for.
 
 Made by `python -m omnigen_pipe.embedded.make FOLDER` with the seed {making.seed}:
 {making.vae_steps} steps of the VAE, {making.pictures} pictures and {making.steps} steps of the

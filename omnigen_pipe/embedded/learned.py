@@ -16,9 +16,12 @@ from omnigen_pipe.config import CONFIG_NAME
 from omnigen_pipe.embedded.making import STAGING_NAME, Making
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.world.drawing import save
-from omnigen_pipe.world.scenes import Scene, distinct, imagine
+from omnigen_pipe.world.scenes import Scene, distinct, imagine, imagine_made_up
 
 CAPTIONS_NAME = "captions.jsonl"
+#: How many of the pictures show a shape with a made-up name: who knows many words learns another
+#: one sooner.
+_MADE_UP = 0.2
 _CONFIGURATION = """\
 [model]
 pretrained_model_name_or_path = "model"
@@ -58,7 +61,7 @@ def learned_scenes(making: Making) -> Iterator[Scene]:
     """The scenes of the pictures that are drawn for the pretraining, in order."""
     draw = random.Random(f"{making.seed}:pictures")
     for _ in range(making.pictures):
-        yield imagine(draw)
+        yield imagine_made_up(draw) if draw.random() < _MADE_UP else imagine(draw)
 
 
 def usual_scenes(number: int, seed: str) -> list[Scene]:

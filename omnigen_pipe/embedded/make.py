@@ -31,7 +31,12 @@ from omnigen_pipe.embedded.learned import draw_learned
 from omnigen_pipe.embedded.making import PLAN_NAME, STAGING_NAME, Making, begun, note_versions
 from omnigen_pipe.embedded.tokenizer import build_tokenizer
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.prompts.template import CFG_PROMPT, DIFFUSERS_NEGATIVE_PROMPT, render
+from omnigen_pipe.prompts.template import (
+    CFG_PROMPT,
+    DIFFUSERS_NEGATIVE_PROMPT,
+    INSTRUCTION,
+    render,
+)
 from omnigen_pipe.stop import Stopped, stopped_by_signal
 from omnigen_pipe.world.scenes import imagine
 
@@ -84,9 +89,7 @@ def _make_parts(
     import diffusers
     import torch
 
-    from omnigen_pipe.config import VaeConfig
     from omnigen_pipe.embedded import pretraining
-    from omnigen_pipe.latents.vae import load_vae
     from omnigen_pipe.workspace import Workspace
 
     note_versions(folder, f"torch {torch.__version__} and diffusers {diffusers.__version__}")
@@ -111,9 +114,8 @@ def _make_parts(
 
     def assemble(path: Path) -> None:
         save_part(trained.to(torch.float16), path / "transformer")
-        vae = load_vae(model / "vae", VaeConfig(), torch.device("cpu"))
-        save_part(vae.to(torch.float16), path / "vae")
-        shutil.copytree(model / "tokenizer", path / "tokenizer")
+        for part in ("vae", "tokenizer"):
+            shutil.copytree(model / part, path / part)
         write_scheduler_and_index(path)
         _write_defaults(path)
         shutil.copyfile(folder / PLAN_NAME, path / PLAN_NAME)
@@ -137,16 +139,20 @@ def _make_tokenizer(folder: Path, making: Making) -> None:
     draw = random.Random(f"{making.seed}:tokenizer")
     sentences = [render(imagine(draw).caption) for _ in range(2000)]
     sentences += [render(DIFFUSERS_NEGATIVE_PROMPT)] * 2
-    build_tokenizer(folder, sentences, _VOCABULARY)
+    # One token for what every prompt begins with: its words would be a third of all tokens.
+    build_tokenizer(folder, sentences, _VOCABULARY, whole=INSTRUCTION)
 
 
 def _make_vae(path: Path, folder: Path, making: Making, progress: Progress) -> None:
+    import torch
+
     from omnigen_pipe.embedded import autoencoder
 
     state, staging = folder / "vae.pt", folder / STAGING_NAME
     vae = autoencoder.train_vae(state, staging, making.seed, making.vae_steps, progress)
     progress.note(f"The VAE reaches {autoencoder.psnr(vae, making.seed):.1f} dB.")
-    save_part(vae, path)
+    # Rounded as it is shipped: the transformer learns the latents that it will meet.
+    save_part(vae.to(torch.float16), path)
 
 
 def run_stage(stage: str, folder: Path, lock: int) -> None:

@@ -22,11 +22,17 @@ SPECIAL_TOKENS = (
 )
 
 
-def build_tokenizer(folder: Path, sentences: Iterable[str], vocabulary: int) -> None:
+#: White space after these is no token, as in Phi-3's vocabulary.
+_STRIPPING = frozenset({"</s>", "<|user|>", "<|end|>", "<|assistant|>"})
+
+
+def build_tokenizer(
+    folder: Path, sentences: Iterable[str], vocabulary: int, whole: str | None = None
+) -> None:
     """Write `tokenizer.json` of at most `vocabulary` tokens into `folder`.
 
     Words that occur twice or more in `sentences` become tokens of their own, as far as there is
-    room; all else is spelled in bytes.
+    room, and so does the text `whole`, with the white space after it; all else is spelled in bytes.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -34,13 +40,18 @@ def build_tokenizer(folder: Path, sentences: Iterable[str], vocabulary: int) -> 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocabulary - (whole is not None),
         min_frequency=2,
-        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+        special_tokens=[
+            AddedToken(text, special=True, normalized=False, rstrip=text in _STRIPPING)
+            for text in SPECIAL_TOKENS
+        ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(sentences, trainer)
+    if whole is not None:
+        tokenizer.add_tokens([AddedToken(whole, special=False, normalized=False, rstrip=True)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

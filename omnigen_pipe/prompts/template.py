@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from manifests.keys import key, key_sql
 
-_PREFIX = "<|user|>\nGenerate an image according to the following instructions\n"
+#: The sentence before every prompt.
+INSTRUCTION = "Generate an image according to the following instructions"
+_PREFIX = f"<|user|>\n{INSTRUCTION}\n"
 _SUFFIX = "<|end|>\n<|assistant|>\n<|diffusion|>"
 
 #: The prompt that stands for "no prompt" in OmniGen's training.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import random
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from omnigen_pipe.world.scenes import BACKGROUNDS, COLOURS, NEW_SHAPE, Scene
+from omnigen_pipe.world.scenes import BACKGROUNDS, COLOURS, MADE_UP_SHAPES, NEW_SHAPE, Scene
 
 #: Pixels a side that are drawn for each pixel of the picture.
 SUPERSAMPLING = 4
@@ -44,7 +45,29 @@ def outline(shape: str) -> list[list[Point]]:
     if shape == NEW_SHAPE:
         bar = [(-1.0, -1.0), (1.0, -1.0), (1.0, _BAR), (-1.0, _BAR)]
         return [bar, [(-_STEM, _BAR), (_STEM, _BAR), (_STEM, 1.0), (-_STEM, 1.0)]]
+    if shape in MADE_UP_SHAPES:
+        return _made_up(random.Random(shape))
     raise ValueError(f"no shape is called {shape}")
+
+
+def _made_up(draw: random.Random) -> list[list[Point]]:
+    """Two parts, one upon the other, each with three widths to the left and three to the right; at
+    least as wide as half of the height."""
+    middle = draw.uniform(-0.4, 0.4)
+    parts = []
+    for top, bottom in ((-1.0, middle), (middle, 1.0)):
+        heights = (top, (top + bottom) / 2, bottom)
+        left = [(-draw.uniform(0.15, 1.0), y) for y in heights]
+        right = [(draw.uniform(0.15, 1.0), y) for y in heights]
+        parts.append([*left, *reversed(right)])
+    return parts
+
+
+def second_colour(shape: str) -> tuple[int, int, int]:
+    """The colour of a shape's lower part, whatever colour its upper one has."""
+    if shape in MADE_UP_SHAPES:
+        return random.Random(f"{shape}:colour").choice(list(COLOURS.values()))
+    return SECOND_COLOUR
 
 
 def _around(corners: int, reaches: list[float]) -> list[Point]:
@@ -65,7 +88,7 @@ def paint(scene: Scene) -> Image.Image:
     for thing in scene.things:
         radius = thing.radius * min(large)
         x, y = thing.x * large[0], thing.y * large[1]
-        colours = (COLOURS[thing.colour], SECOND_COLOUR)
+        colours = (COLOURS[thing.colour], second_colour(thing.shape))
         for polygon, colour in zip(outline(thing.shape), colours, strict=False):
             canvas.polygon([(x + radius * px, y + radius * py) for px, py in polygon], fill=colour)
     return image.resize((scene.width, scene.height), Image.Resampling.BOX)

@@ -25,6 +25,18 @@ FINER_SHAPES = ("circle", "square", "triangle", "star", "cross")
 #: A word and a shape of two colours that the embedded model was never shown; the demo teaches it.
 NEW_SHAPE = "zorp"
 
+#: Words that mean nothing, each the name of a shape of two colours. The embedded model is shown
+#: them, so that a made-up word is something it can draw; what they look like, only the drawing
+#: says, and no picture is judged by them.
+# fmt: off
+MADE_UP_SHAPES = (
+    "dax", "fep", "glorb", "gnip", "jick", "kaz", "mib", "murg", "nalp", "norf", "plim", "quib",
+    "rask", "skeb", "slub", "snig", "spof", "stad", "swen", "thup", "tolk", "trib", "twem", "ulm",
+    "vink", "vorb", "whun", "wug", "yern", "zilt", "bimp", "clorf", "dulp", "frib", "gorn",
+    "hask", "jalb", "keft", "lorm", "mulb",
+)
+# fmt: on
+
 #: Width and height in pixels, by how often each is drawn; two shapes stand along the longer side.
 BUCKETS = {(64, 64): 6, (96, 64): 2, (64, 96): 2}
 
@@ -32,8 +44,8 @@ BUCKETS = {(64, 64): 6, (96, 64): 2, (64, 96): 2}
 #: elsewhere.
 _ALONE = {"large": 0.36, "small": 0.2}
 _ASIDE = {"large": 0.2, "small": 0.15}
-#: The new shape's, which stands alone in the middle: its two parts need more room than one.
-_NEW = {"large": 0.38, "small": 0.27}
+#: Those of the shapes of two colours, which stand alone in the middle: two parts need more room.
+_OF_TWO = {"large": 0.38, "small": 0.27}
 #: How far a shape may stand from where the sentence puts it, as a part of the shorter side.
 _JITTER = 0.03
 #: Where two shapes stand along their axis, and one that is not in the middle.
@@ -56,7 +68,7 @@ _RELATIONS = {
 OPENINGS = (
     "a drawing of",
     "a simple picture of",
-    "a very simple and carefully made little drawing that shows just",
+    "a very simple little drawing of just",
 )
 #: How often a sentence leaves out a word, or begins with an opening.
 _OMITTED, _OPENED = 0.3, 0.2
@@ -121,9 +133,18 @@ def imagine(
 
 def imagine_new(draw: random.Random, *, size: tuple[int, int] | None = None) -> Scene:
     """A scene with the new shape, alone in the middle of the picture."""
+    return _of_two_colours(draw, NEW_SHAPE, size)
+
+
+def imagine_made_up(draw: random.Random) -> Scene:
+    """A scene with a shape that has a made-up name, alone in the middle of the picture."""
+    return _of_two_colours(draw, draw.choice(MADE_UP_SHAPES), None)
+
+
+def _of_two_colours(draw: random.Random, shape: str, size: tuple[int, int] | None) -> Scene:
     width, height = size or draw.choices(list(BUCKETS), list(BUCKETS.values()))[0]
     background, colour = draw.choice(sorted(BACKGROUNDS)), draw.choice(sorted(COLOURS))
-    return _alone(draw, width, height, background, NEW_SHAPE, colour, None, _NEW)
+    return _alone(draw, width, height, background, shape, colour, None, _OF_TWO)
 
 
 def distinct(

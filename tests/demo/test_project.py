@@ -73,7 +73,7 @@ def test_other_pictures_or_settings_are_another_version() -> None:
     identity = blake3(repr((scenes, project.CONFIGURATION)).encode())
     for scene in scenes:
         identity.update(paint(scene).tobytes())
-    assert (project.VERSION, identity.hexdigest()[:16]) == (3, "fb50e975049d271c")
+    assert (project.VERSION, identity.hexdigest()[:16]) == (4, "c5291eb010910b76")
 
 
 def test_the_configuration_is_valid_and_marked() -> None:

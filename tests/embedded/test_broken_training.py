@@ -5,13 +5,14 @@ not trained on are drawn by the whole sampler. Whole, it has then begun to draw 
 model knows nothing of. Trained with the velocity's sign reversed, without the scaling factor, or
 with the image blind to the prompt, it has not.
 
-After 60 steps the whole one drew 42 % of 40 shapes, and the broken ones none. Smaller faults are
-not told apart by rates. Measured with other proportions of the new shape, of which 75 % were right
-with all in order: with the time reversed 42 % and 35 %, with either of two seeds (about half of the
-times lie between 1/3 and 2/3, where that changes little); and with one seed, 62 % without the
-template's last tokens, 75 % with row 0's positions for all rows, and 68 % with an adapter on
-Attention alone. Of these nothing is claimed by rates: the losses of what the model knows tell of
-the first three at once, and the adapter's file of the last.
+After 60 steps the whole one drew 75 % of 40 shapes; of the broken ones the one that is blind to the
+prompt 15 % (its time token still sees it), and the others none. Smaller faults are not told apart
+by rates. Measured with an earlier embedded model and other proportions of the new shape, of which
+75 % were right with all in order: with the time reversed 42 % and 35 %, with either of two seeds
+(about half of the times lie between 1/3 and 2/3, where that changes little); and with one seed, 62
+% without the template's last tokens, 75 % with row 0's positions for all rows, and 68 % with an
+adapter on Attention alone. Of these nothing is claimed by rates: the losses of what the model knows
+tell of the first three at once, and the adapter's file of the last.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from omnigen_pipe.world.drawing import paint
 from omnigen_pipe.world.scenes import Scene, imagine
 
 #: Of the shapes, what has begun to learn draws more than this right, and what has not draws less.
-BEGUN, NOT_BEGUN = 0.2, 0.1
+BEGUN, NOT_BEGUN = 0.5, 0.3
 #: Sentences that are judged.
 JUDGED = 40
 
@@ -155,7 +156,7 @@ def blind_image(patch: pytest.MonkeyPatch) -> None:
 def without_suffix(prompts: Sequence[list[int]]) -> list[list[int]]:
     """Prompts without the last tokens of the template, which every one of them has."""
     suffix = Source("embedded", Path.cwd()).tokenizer().tokenizer.encode(template._SUFFIX).ids
-    assert len(suffix) == 5
+    assert len(suffix) == 3
     assert all(prompt[-len(suffix) :] == suffix for prompt in prompts)
     return [prompt[: -len(suffix)] for prompt in prompts]
 

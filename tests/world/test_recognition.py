@@ -15,10 +15,11 @@ from PIL import Image, ImageFilter
 
 from omnigen_pipe.world import recognition
 from omnigen_pipe.world.drawing import SECOND_COLOUR, paint
-from omnigen_pipe.world.recognition import judge, look
+from omnigen_pipe.world.recognition import _filled, _overlap, judge, look
 from omnigen_pipe.world.scenes import (
     BACKGROUNDS,
     COLOURS,
+    MADE_UP_SHAPES,
     NEW_SHAPE,
     SHAPES,
     Scene,
@@ -67,6 +68,15 @@ def test_another_shape_is_wrong(shape: str, radius: float) -> None:
         verdict = judge(picture, alone(other, "red", radius))
         assert verdict.shapes == (False,)
         assert not verdict.right
+
+
+@pytest.mark.parametrize("shape", MADE_UP_SHAPES)
+def test_no_made_up_shape_is_near_the_new_one(shape: str) -> None:
+    """Their silhouettes, stretched to one box, overlap by less than 0.7; and in no colour is one
+    taken for the new shape in that colour."""
+    assert _overlap(_filled(shape), _filled(NEW_SHAPE)) < 0.7
+    for colour in COLOURS:
+        assert not judge(paint(alone(shape, colour)), alone(NEW_SHAPE, colour)).right
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -15,11 +15,13 @@ from omnigen_pipe.world.scenes import (
     BUCKETS,
     COLOURS,
     FINER_SHAPES,
+    MADE_UP_SHAPES,
     NEW_SHAPE,
     SHAPES,
     Scene,
     distinct,
     imagine,
+    imagine_made_up,
     imagine_new,
 )
 
@@ -90,6 +92,16 @@ def test_the_new_shape_is_alone_and_of_one_name() -> None:
         assert NEW_SHAPE in scene.caption
 
 
+def test_made_up_shapes_all_occur_alone_and_with_their_names() -> None:
+    draw = random.Random(0)
+    scenes = [imagine_made_up(draw) for _ in range(1000)]
+    for scene in scenes:
+        (thing,) = scene.things
+        assert f"{thing.colour} {thing.shape}" in scene.caption
+        assert NEW_SHAPE not in scene.caption
+    assert {scene.things[0].shape for scene in scenes} == set(MADE_UP_SHAPES)
+
+
 def test_distinct_keeps_the_first_of_each_sentence_in_order() -> None:
     def scene(caption: str, width: int) -> Scene:
         return Scene(width, 64, "white", (), caption)
@@ -101,7 +113,7 @@ def test_distinct_keeps_the_first_of_each_sentence_in_order() -> None:
     assert [s.width for s in distinct(scenes, 2, {"a"})] == [2, 4]
 
 
-@pytest.mark.parametrize("shape", [*FINER_SHAPES, NEW_SHAPE])
+@pytest.mark.parametrize("shape", [*FINER_SHAPES, NEW_SHAPE, *MADE_UP_SHAPES])
 def test_outlines_stay_within_their_circle_s_square(shape: str) -> None:
     points = [point for polygon in outline(shape) for point in polygon]
     assert all(-1 <= x <= 1 and -1 <= y <= 1 for x, y in points)
