@@ -63,6 +63,7 @@ def test_the_tutorial_from_an_empty_folder(tmp_path: Path) -> None:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HF_ENDPOINT": hub.endpoint,
             "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",  # the stub speaks the older protocol only
             "COLUMNS": "100",
         }
