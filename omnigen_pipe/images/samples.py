@@ -7,6 +7,7 @@ only on the set of image rows and the configuration.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -21,6 +22,7 @@ from manifests.errors import PipeError
 from manifests.keys import key_sql
 from manifests.query import Source, fingerprint, query, stream
 from omnigen_pipe import settings
+from omnigen_pipe.ahead import done_ahead
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import check_discovered
@@ -56,6 +58,8 @@ SAMPLE_OPTIONS = (
 
 #: So many images are in memory at once.
 IMAGES_AT_ONCE = 50_000
+#: So many portions of them are planned at once.
+_AT_ONCE = min(4, os.cpu_count() or 1)
 
 _OPTIONS = pa.schema(
     [
@@ -162,12 +166,17 @@ def make_samples(
     out is `filtered`, and its reason names the option and the numbers. `judge` is asked, of samples
     with masks, which of these masks cannot be used: such a sample is rejected.
     """
-    for numbered in _numbered_images(images, config, rows):
+
+    def planned(numbered: pa.Table) -> pa.Table:
         crops = _crops(numbered, config)
-        planned = _geometry(crops, config)
+        geometry = _geometry(crops, config)
         for name in _GEOMETRY_COLUMNS:
-            crops = crops.append_column(name, pa.array(getattr(planned, name)))
-        samples = _with_keys(crops, config)
+            crops = crops.append_column(name, pa.array(getattr(geometry, name)))
+        return _with_keys(crops, config)
+
+    # A portion is planned by one core: several are while the one before is written.
+    portions = _numbered_images(images, config, rows)
+    for samples in done_ahead(portions, planned, _AT_ONCE, _AT_ONCE):
         if judge is not None and samples["mask_key"].null_count < samples.num_rows:
             masked = samples.filter(pc.is_valid(samples["mask_key"]))
             samples = _without(samples, judge(masked))

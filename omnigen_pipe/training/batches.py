@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from omnigen_pipe.ahead import Item, Result, done_ahead
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.latents.shards import DTYPES, MappedShards, MissingShardError
 from omnigen_pipe.model import flow
@@ -25,9 +23,6 @@ from omnigen_pipe.workspace import Workspace
 ROLLOUT_LATEST = 0.9
 #: Micro-batches that are read ahead of the one being computed, and threads that read them.
 READ_AHEAD, READERS = 4, 2
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -239,15 +234,4 @@ def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result]
 ) -> Generator[Result, None, None]:
     """`read` of each item, in order, computed in threads a few items ahead of use."""
-    pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(READERS, thread_name_prefix="batches") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(read, item))
-                if len(pending) > READ_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    return done_ahead(items, read, READERS, READ_AHEAD)

@@ -178,9 +178,9 @@ def tokenize(bench: Bench) -> Iterator[Line]:
 def decode_bound(bench: Bench) -> Iterator[Line]:
     """encode-vae where decoding is the work: full and reduced decoding.
 
-    240 images rather than 2,000: these would take half of the time that all rows may.
+    160 images rather than 2,000: these would take half of the time that all rows may.
     """
-    number = bench.amount(240)
+    number = bench.amount(160)
     nbytes = folders.jpegs(bench.folder / "photos", number, _LARGE, kinds=len(_LARGE))
     vae = folders.vae(bench.folder / "vae", (4, 4, 4, 4), 0, attention=False)
     full, reduced = bench.folder / "full", bench.folder / "reduced"
