@@ -14,14 +14,14 @@ import struct
 import time
 import warnings
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from blake3 import blake3
 from PIL import ExifTags, Image
+
+from omnigen_pipe.ahead import Item, Result, done_ahead
 
 #: Pillow's formats that are tried, by a file's first bytes, and the extensions they go by.
 FORMATS = {
@@ -72,8 +72,6 @@ _PIECE = 4 * 2**20
 #: Files open at once. Reading waits on disks and networks, and hashing frees the interpreter.
 READERS = 8
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 _HASH_BYTES = 16
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -145,27 +143,17 @@ def read_files(wanted: Iterable[tuple[str, int, int]]) -> Generator[Reading, Non
 
 
 def on_threads(
-    call: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Generator[_Result, None, None]:
+    call: Callable[[Item], Result], items: Iterable[Item]
+) -> Generator[Result, None, None]:
     """`call` of each item, in order, on `READERS` threads.
 
     At most twice as many are ahead of the one that is yielded, so memory stays flat.
     """
     # Pillow warns of odd metadata in words that name no file. One filter around all threads,
     # since filters are global to the process.
-    with warnings.catch_warnings(), ThreadPoolExecutor(READERS, "discover") as pool:
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        ahead: deque[Future[_Result]] = deque()
-        try:
-            for item in items:
-                ahead.append(pool.submit(call, item))
-                if len(ahead) >= 2 * READERS:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from done_ahead(items, call, READERS, 2 * READERS - 1)
 
 
 def read_header(path: str) -> Facts:
