@@ -8,9 +8,9 @@ moments do not reward, and appending, which would make half-written shards possi
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-import mmap
 import os
 import tarfile
 import time
@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
@@ -26,7 +27,6 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import xxhash
-from numpy.typing import NDArray
 
 from manifests.errors import PipeError, WriteError
 from manifests.keys import key
@@ -51,8 +51,8 @@ DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dt
 
 _MEBIBYTE = 1024 * 1024
 
-#: So many shards stay mapped for reading in each thread that reads, a file descriptor each.
-MAPPED_SHARDS = 192
+#: So many shards stay open for reading in each thread that reads, a file descriptor each.
+OPEN_SHARDS = 192
 
 #: After so many fragments a writer looks whether the log is crowded: once in hours.
 _LOOK_EVERY = 250
@@ -114,97 +114,96 @@ def read_latent(
     if dtype not in DTYPES or int(np.prod(shape)) * DTYPES[dtype].itemsize != nbytes:
         raise DamagedLatentError(_damaged(path, offset))
     latent: np.ndarray = np.empty(shape, DTYPES[dtype])
-    _copy(_mapped(path), offset, checksum, latent)
+    with _opened(path) as handle:
+        _fill(latent.reshape(-1).view(np.uint8).data, handle, offset, checksum)
     return latent
 
 
-class MappedShards:
-    """Shards of one workspace that stay open and mapped between reads, at most `limit` of them.
+class OpenShards:
+    """Shards of one workspace that stay open between reads, at most `limit` of them.
 
-    What it hands out is a copy. A shard that was removed or replaced since the last read is seen,
-    and so is one cut short: a page behind the end of a file would kill the process. Not to be
+    A shard that was removed or replaced since the last read is seen, so that its room on the disk
+    is not held for long; what is read is checked in any case. Read and not mapped: reading fills
+    the array in one pass over the bytes, without a page table for each latent, and a file that is
+    cut short is an error where a mapped page behind its end would kill the process. Not to be
     shared between threads.
     """
 
-    def __init__(self, root: Path, limit: int = MAPPED_SHARDS) -> None:
+    def __init__(self, root: Path, limit: int = OPEN_SHARDS) -> None:
         self._path_of = shard_paths(root)
         self._limit = limit
-        self._mapped: OrderedDict[str, _Mapped] = OrderedDict()
+        self._open: OrderedDict[str, FileIO] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many are mapped."""
-        return len(self._mapped)
+        """How many are open."""
+        return len(self._open)
 
-    def read(self, shard: str, offset: int, checksum: int, latent: np.ndarray) -> None:
-        """Fill the contiguous `latent` with the bytes that lie at `offset` of `shard`, checked.
+    def read(self, shard: str, offset: int, checksum: int, latent: memoryview) -> None:
+        """Fill the bytes of `latent` with those that lie at `offset` of `shard`, checked.
 
         Raises `MissingShardError` and `DamagedLatentError` as `read_latent` does, and `ShardError`
         for a path outside the workspace's `latents/`.
         """
-        mapped = self._mapped.get(shard)
-        if mapped is not None and mapped.is_current():
-            self._mapped.move_to_end(shard)
+        handle = self._open.get(shard)
+        if handle is not None and _is_current(handle):
+            self._open.move_to_end(shard)
         else:
-            self._mapped.pop(shard, None)
-            mapped = self._mapped[shard] = _mapped(self._path_of(shard))
-            if len(self._mapped) > self._limit:
-                self._mapped.popitem(last=False)
-        _copy(mapped, offset, checksum, latent)
+            self._close(shard)
+            handle = self._open[shard] = _opened(self._path_of(shard))
+            if len(self._open) > self._limit:
+                self._close(next(iter(self._open)))
+        _fill(latent, handle, offset, checksum)
 
     def forget(self) -> None:
-        """Unmap all: a removed shard takes room on the disk for as long as it is mapped."""
-        self._mapped.clear()
+        """Close all: a removed shard takes room on the disk for as long as it is open."""
+        for shard in list(self._open):
+            self._close(shard)
+
+    def __del__(self) -> None:
+        """Those of a thread that has ended are of no use."""
+        self.forget()
+
+    def _close(self, shard: str) -> None:
+        handle = self._open.pop(shard, None)
+        if handle is not None:
+            handle.close()
 
 
-@dataclass(frozen=True)
-class _Mapped:
-    """A mapped shard: its bytes, and which file it was, by device, inode and size."""
-
-    path: str
-    content: NDArray[np.uint8]
-    identity: tuple[int, int, int]
-
-    def is_current(self) -> bool:
-        """Whether the path still leads to the file that is mapped, and to all of it."""
-        try:
-            return _identity(os.stat(self.path)) == self.identity
-        except OSError:
-            return False
-
-
-def _identity(facts: os.stat_result) -> tuple[int, int, int]:
-    return facts.st_dev, facts.st_ino, facts.st_size
-
-
-def _mapped(path: Path) -> _Mapped:
+def _opened(path: Path) -> FileIO:
     try:
-        with path.open("rb") as handle:
-            identity = _identity(os.fstat(handle.fileno()))
-            # An empty file cannot be mapped, and holds nothing.
-            content = (
-                np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-                if identity[2]
-                else np.zeros(0, np.uint8)
-            )
-    except FileNotFoundError as error:
-        raise MissingShardError(
+        return FileIO(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_current(handle: FileIO) -> bool:
+    """Whether a path still leads to the open file."""
+    try:
+        return os.fstat(handle.fileno()).st_nlink > 0
+    except OSError:  # on a network's disk, removed from elsewhere
+        return False
+
+
+def _fill(latent: memoryview, handle: FileIO, offset: int, checksum: int) -> None:
+    """Fill the bytes of `latent` from `offset` on, and check what they are then."""
+    try:
+        handle.seek(offset)
+        filled = handle.readinto(latent)
+        while 0 < filled < len(latent) and (more := handle.readinto(latent[filled:])):
+            filled += more
+    except OSError as error:
+        raise _unreadable(handle.name, error) from error
+    if filled < len(latent) or xxhash.xxh3_64_intdigest(latent) != checksum:
+        raise DamagedLatentError(_damaged(handle.name, offset))
+
+
+def _unreadable(path: Path | str, error: OSError) -> PipeError:
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        return MissingShardError(
             f"The shard {path} is gone. Run `omnigen-pipe encode-vae`: it encodes again what is "
             "missing."
-        ) from error
-    except OSError as error:
-        raise PipeError(f"The shard {path} cannot be read: {error.strerror}.") from error
-    return _Mapped(str(path), content, identity)
-
-
-def _copy(mapped: _Mapped, offset: int, checksum: int, latent: np.ndarray) -> None:
-    """Fill `latent` from `offset` on. Checked is the copy: it is what is used."""
-    raw = latent.reshape(-1).view(np.uint8)
-    content = mapped.content[offset : offset + len(raw)]
-    if len(content) != len(raw):
-        raise DamagedLatentError(_damaged(mapped.path, offset))
-    raw[:] = content  # NumPy lets other threads run meanwhile, also while the disk is waited for
-    if xxhash.xxh3_64_intdigest(raw.data) != checksum:
-        raise DamagedLatentError(_damaged(mapped.path, offset))
+        )
+    return PipeError(f"The shard {path} cannot be read: {error.strerror}.")
 
 
 def _damaged(path: Path | str, offset: int) -> str:

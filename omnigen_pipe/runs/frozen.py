@@ -181,10 +181,11 @@ def describe(path: Path) -> dict[str, Any]:
 
 class _Prompts(NamedTuple):
     """Token ids of all prompts as Arrow holds them: the prompts of row r are those from `outer[r]`
-    to `outer[r + 1]`, and the ids of prompt p those from `inner[p]` to `inner[p + 1]`."""
+    to `outer[r + 1]`, and the ids of prompt p those from `inner[p]` to `inner[p + 1]`. The offsets
+    are views, whose single numbers come as Python's in half the time of an array's."""
 
-    outer: Integers
-    inner: Integers
+    outer: memoryview
+    inner: memoryview
     ids: NDArray[np.int32]
 
 
@@ -250,7 +251,8 @@ class FrozenSamples:
     def captions(self, row: int) -> int:
         """How many prompts `row` has."""
         outer = self._prompts.outer
-        return int(outer[row + 1] - outer[row])
+        found: int = outer[row + 1] - outer[row]
+        return found
 
     def prompt(self, row: int, caption: int) -> list[int]:
         """The token ids of one of the prompts of `row`."""
@@ -307,7 +309,7 @@ class FrozenSamples:
         column = self._column("prompts")
         inner = column.values
         return _Prompts(
-            column.offsets.to_numpy(), inner.offsets.to_numpy(), inner.values.to_numpy()
+            column.offsets.to_numpy().data, inner.offsets.to_numpy().data, inner.values.to_numpy()
         )
 
     def left_out(self) -> dict[str, int]:

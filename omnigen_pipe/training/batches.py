@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from omnigen_pipe.ahead import Item, Result, done_ahead
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.latents.shards import DTYPES, MappedShards, MissingShardError
+from omnigen_pipe.latents.shards import DTYPES, MissingShardError, OpenShards
 from omnigen_pipe.model import flow
 from omnigen_pipe.runs.frozen import FrozenSamples, Locations, Places, locate
 from omnigen_pipe.runs.order import Integers, MicroBatch
@@ -75,7 +75,7 @@ def rollout_share(step: int, config: TrainConfig) -> float:
 class BatchReader:
     """Assembles micro-batches from frozen samples and the shards that hold their latents.
 
-    Several threads may read at once; each keeps shards of its own mapped.
+    Several threads may read at once; each keeps shards of its own open.
     """
 
     workspace: Workspace
@@ -84,15 +84,15 @@ class BatchReader:
     config: TrainConfig
 
     def __post_init__(self) -> None:
-        """Nothing is mapped yet."""
+        """Nothing is open yet."""
         self._of_thread = threading.local()
 
     @property
-    def _shards(self) -> MappedShards:
-        """Those that this thread has mapped."""
-        found: MappedShards | None = getattr(self._of_thread, "shards", None)
+    def _shards(self) -> OpenShards:
+        """Those that this thread has open."""
+        found: OpenShards | None = getattr(self._of_thread, "shards", None)
         if found is None:
-            found = self._of_thread.shards = MappedShards(self.workspace.root)
+            found = self._of_thread.shards = OpenShards(self.workspace.root)
         return found
 
     def read(self, micro: MicroBatch, epoch: int, step: int) -> Batch:
@@ -208,15 +208,18 @@ class BatchReader:
         return EvalSample(x1[0], noise, self.frozen.prompt(index, 0), weights)
 
     def _read(self, arrays: np.ndarray, rows: Integers, places: Places) -> None:
+        content = arrays.reshape(-1).view(np.uint8).data
+        nbytes = len(content) // len(rows)
+        shards = self._shards
         where = zip(
+            range(0, len(content), nbytes),
             places.shards[rows],
             places.offsets[rows].tolist(),
             places.checksums[rows].tolist(),
-            arrays,
             strict=True,
         )
-        for shard, offset, checksum, array in where:
-            self._shards.read(shard, offset, checksum, array)
+        for start, shard, offset, checksum in where:
+            shards.read(shard, offset, checksum, content[start : start + nbytes])
 
 
 def _rollouts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -99,5 +100,6 @@ def test_rows_are_measured_and_written_down(
 def test_every_row_can_be_measured(tmp_path: Path) -> None:
     names = [row.name for row in bench.ROWS]
     for line in _run(tmp_path, *names).values():
-        assert line["skipped"] or line["value"] > 0, line
+        measured = line["value"] is not None and math.isfinite(line["value"])
+        assert line["skipped"] or measured, line  # an exponent of so few may be below 0
         assert line["failed"] == ""

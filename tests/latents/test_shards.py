@@ -21,8 +21,8 @@ from manifests.views import current_latents
 from omnigen_pipe.config import parse
 from omnigen_pipe.latents.shards import (
     DamagedLatentError,
-    MappedShards,
     MissingShardError,
+    OpenShards,
     ShardError,
     ShardWriter,
     read_latent,
@@ -383,80 +383,80 @@ def test_a_tar_without_its_fragment_does_not_count(tmp_path: Path) -> None:
     assert current_latents(place.latents.read(), place.root).num_rows == 0
 
 
-def _mapped(shards: MappedShards, row: dict[str, Any]) -> np.ndarray:
-    found: np.ndarray = np.empty(row["shape"], row["dtype"])
-    shards.read(row["shard"], row["offset"], row["checksum"], found)
-    return found
+def _read(shards: OpenShards, row: dict[str, Any]) -> np.ndarray:
+    raw = bytearray(row["nbytes"])
+    shards.read(row["shard"], row["offset"], row["checksum"], memoryview(raw))
+    return np.frombuffer(raw, row["dtype"]).reshape(row["shape"])
 
 
-def test_a_mapped_shard_gives_what_reading_it_alone_gives(tmp_path: Path) -> None:
+def test_an_open_shard_gives_what_reading_it_alone_gives(tmp_path: Path) -> None:
     place = workspace(tmp_path)
     write(place, range(4))
     write(place, range(4, 6), bucket="32x48")
-    shards = MappedShards(place.root)
+    shards = OpenShards(place.root)
     for _ in range(2):
         for row in rows(place):
-            assert np.array_equal(_mapped(shards, row), read(place, row))
+            assert np.array_equal(_read(shards, row), read(place, row))
     assert len(shards) == 2
 
 
-def test_at_most_so_many_shards_are_mapped_and_the_least_used_goes_first(tmp_path: Path) -> None:
+def test_at_most_so_many_shards_are_open_and_the_least_used_goes_first(tmp_path: Path) -> None:
     place = workspace(tmp_path)
     for number in range(5):
         write(place, range(number, number + 1))
     found = rows(place)
-    shards = MappedShards(place.root, limit=2)
+    shards = OpenShards(place.root, limit=2)
     for index in (0, 1, 0, 2, 3, 0, 4):
-        assert np.array_equal(_mapped(shards, found[index]), read(place, found[index]))
+        assert np.array_equal(_read(shards, found[index]), read(place, found[index]))
         assert len(shards) <= 2
     shards.forget()
     assert len(shards) == 0
 
 
-def test_a_shard_removed_while_it_is_mapped_is_missing(tmp_path: Path) -> None:
+def test_a_shard_removed_while_it_is_open_is_missing(tmp_path: Path) -> None:
     """And what was read before is a copy."""
     place = workspace(tmp_path)
     write(place, range(2))
     first, second = rows(place)
-    shards = MappedShards(place.root)
-    before = _mapped(shards, first)
+    shards = OpenShards(place.root)
+    before = _read(shards, first)
     (tmp_path / first["shard"]).unlink()
     with pytest.raises(MissingShardError, match="encode-vae"):
-        _mapped(shards, second)
+        _read(shards, second)
     assert np.array_equal(before, latent(0))
     assert len(shards) == 0
 
 
-def test_a_shard_replaced_or_cut_while_it_is_mapped_is_never_read_wrong(tmp_path: Path) -> None:
-    """A page behind the end of a mapped file would kill the process."""
+def test_a_shard_replaced_or_cut_while_it_is_open_is_never_read_wrong(tmp_path: Path) -> None:
+    """Nor does it end the process, as a mapped page behind the end of a file would."""
     place = workspace(tmp_path)
     write(place, range(2))
     first, second = rows(place)
     path = tmp_path / first["shard"]
     data = path.read_bytes()
-    shards = MappedShards(place.root)
-    _mapped(shards, first)
+    shards = OpenShards(place.root)
+    _read(shards, first)
 
     other = tmp_path / "other"
     other.write_bytes(bytes(len(data)))
     other.replace(path)
     with pytest.raises(DamagedLatentError, match=path.name):
-        _mapped(shards, first)
+        _read(shards, first)
     other.write_bytes(data)
     other.replace(path)
-    assert np.array_equal(_mapped(shards, second), latent(1))
+    assert np.array_equal(_read(shards, second), latent(1))
 
     with path.open("r+b") as handle:
         handle.truncate(second["offset"] + 1)
-    assert np.array_equal(_mapped(shards, first), latent(0))
+    assert np.array_equal(_read(shards, first), latent(0))
     with pytest.raises(DamagedLatentError, match=path.name):
-        _mapped(shards, second)
+        _read(shards, second)
     with path.open("r+b") as handle:
         handle.truncate(0)
     with pytest.raises(DamagedLatentError, match=path.name):
-        _mapped(shards, first)
+        _read(shards, first)
 
 
-def test_a_mapped_shard_lies_inside_the_workspace(tmp_path: Path) -> None:
+def test_an_open_shard_lies_inside_the_workspace(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="does not lie in"):
-        MappedShards(tmp_path).read("../other.tar", 0, 0, np.zeros(1, np.float16))
+        OpenShards(tmp_path).read("../other.tar", 0, 0, memoryview(bytearray(2)))
