@@ -16,12 +16,9 @@ KEY_DIGITS = 32
 
 def key(*fields: str | int) -> str:
     """The key of `fields`, in order; integers count as their decimal text."""
-    digest = hashlib.sha256()
-    for field in fields:
-        encoded = str(field).encode("utf-8")
-        digest.update(f"{len(encoded)}:".encode())
-        digest.update(encoded)
-    return digest.hexdigest()[:KEY_DIGITS]
+    texts = [str(field).encode("utf-8") for field in fields]
+    content = b"".join(b"%d:%b" % (len(text), text) for text in texts)
+    return hashlib.sha256(content).hexdigest()[:KEY_DIGITS]
 
 
 def key_sql(*expressions: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.keys import key
 from omnigen_pipe.training.draws import Appearance
 
 APPEARANCES = st.builds(
@@ -22,6 +24,16 @@ APPEARANCES = st.builds(
 def test_streams_are_equal_exactly_when_the_names_are(one: Appearance, other: Appearance) -> None:
     equal = torch.equal(one.normal("noise", (8,)), other.normal("noise", (8,)))
     assert equal == (one == other)
+
+
+@settings(max_examples=100, deadline=None)
+@given(one=APPEARANCES)
+def test_a_stream_is_the_philox_of_the_whole_key(one: Appearance) -> None:
+    name = key(one.seed, one.sample_id, one.epoch, one.repeat, "noise")
+    expected = np.random.Generator(np.random.Philox(key=int(name, 16)))
+    found = one.stream("noise")
+    assert np.array_equal(found.integers(2**63, size=9), expected.integers(2**63, size=9))
+    assert found.standard_normal(9).tolist() == expected.standard_normal(9).tolist()
 
 
 def test_purposes_have_streams_of_their_own() -> None:
