@@ -1,7 +1,8 @@
-"""Work that is done ahead of its use: in threads, and handed out in order."""
+"""Work that is done ahead of its use, in threads, and handed out in order; and cores for it."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,8 @@ def done_ahead(
     """`work` of each item, in order, done in `threads` threads up to `ahead` items before its use.
 
     Items are asked for in the thread that uses the results. What `work` raises is raised where its
-    result would have come; closed early, nothing more is begun.
+    result would have come; what `items` raises, at once. Then, or closed early, nothing more is
+    begun.
     """
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
@@ -31,3 +33,10 @@ def done_ahead(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: in a container or a batch job, often not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

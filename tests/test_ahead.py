@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from contextlib import closing
 
 import pytest
@@ -40,3 +41,31 @@ def test_an_error_comes_where_its_result_would_have_come() -> None:
         next(results)
     with pytest.raises(StopIteration):
         next(results)
+
+
+def test_closed_early_what_has_not_begun_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    working, cancelled = threading.Event(), threading.Event()
+    cancel = Future.cancel
+
+    def noted(future: Future[int]) -> bool:
+        asked.append(future)
+        found = cancel(future)
+        if len(asked) == 5:
+            cancelled.set()
+        return found
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            working.set()
+            cancelled.wait(10)
+        return number
+
+    asked: list[Future[int]] = []
+    monkeypatch.setattr(Future, "cancel", noted)
+    results = done_ahead(range(100), work, 1, 5)
+    assert next(results) == 0
+    working.wait()
+    results.close()
+    assert begun == [0, 1]

@@ -7,7 +7,6 @@ only on the set of image rows and the configuration.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -22,7 +21,7 @@ from manifests.errors import PipeError
 from manifests.keys import key_sql
 from manifests.query import Source, fingerprint, query, stream
 from omnigen_pipe import settings
-from omnigen_pipe.ahead import done_ahead
+from omnigen_pipe.ahead import done_ahead, usable_cores
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import check_discovered
@@ -56,10 +55,11 @@ SAMPLE_OPTIONS = (
     "repeats",
 )
 
-#: So many images are in memory at once.
+#: So many images make a portion, of which those are in memory that are planned at once, one more,
+#: and the one that was handed out.
 IMAGES_AT_ONCE = 50_000
-#: So many portions of them are planned at once.
-_AT_ONCE = min(4, os.cpu_count() or 1)
+#: The most portions that are planned at once.
+_AT_ONCE = 4
 
 _OPTIONS = pa.schema(
     [
@@ -176,7 +176,8 @@ def make_samples(
 
     # A portion is planned by one core: several are while the one before is written.
     portions = _numbered_images(images, config, rows)
-    for samples in done_ahead(portions, planned, _AT_ONCE, _AT_ONCE):
+    threads = min(_AT_ONCE, usable_cores())
+    for samples in done_ahead(portions, planned, threads, threads):
         if judge is not None and samples["mask_key"].null_count < samples.num_rows:
             masked = samples.filter(pc.is_valid(samples["mask_key"]))
             samples = _without(samples, judge(masked))

@@ -9,7 +9,6 @@ latent travels with its own key.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests.errors import PipeError
+from omnigen_pipe.ahead import usable_cores
 from omnigen_pipe.config import Config
 from omnigen_pipe.images.originals import ChangedSourceError, read_original
 from omnigen_pipe.images.pixels import Made, PixelsError, read_pixels
@@ -212,13 +212,6 @@ def _decoded(
                 submit(1)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on: in a container or a batch job, often not all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _encode_batch(
