@@ -13,16 +13,20 @@ Result = TypeVar("Result")
 
 
 def done_ahead(
-    items: Iterable[Item], work: Callable[[Item], Result], threads: int, ahead: int
+    items: Iterable[Item],
+    work: Callable[[Item], Result],
+    threads: int,
+    ahead: int,
+    begin: Callable[[], object] = lambda: None,
 ) -> Generator[Result, None, None]:
     """`work` of each item, in order, done in `threads` threads up to `ahead` items before its use.
 
     Items are asked for in the thread that uses the results. What `work` raises is raised where its
     result would have come; what `items` raises, at once. Then, or closed early, nothing more is
-    begun.
+    begun. Each thread calls `begin` before anything else.
     """
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+    with ThreadPoolExecutor(threads, "ahead", initializer=begin) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(work, item))

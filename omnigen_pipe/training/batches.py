@@ -103,19 +103,21 @@ class BatchReader:
         frozen, samples = self.frozen, micro.samples
         ids = frozen.sample_ids(samples)
         moments = torch.from_numpy(self.latents(samples))
-        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        noise = np.empty((len(ids), moments.shape[1] // 2, *moments.shape[2:]), np.float32)
+        posterior = None if self.config.vae_posterior == "mean" else np.empty_like(noise)
+        normals = np.empty((len(ids), 1), np.float32)
         dropout = frozen.dropout_prompt()
         share = rollout_share(step, self.config)
-        noise, posterior, normals, prompts, rolled, masked = [], [], [], [], [], []
-        for name, row, repeat in zip(ids, samples.tolist(), micro.repeats.tolist(), strict=True):
+        prompts, rolled, masked = [], [], []
+        rows = zip(ids, samples.tolist(), micro.repeats.tolist(), strict=True)
+        for place, (name, row, repeat) in enumerate(rows):
             draw = Appearance(self.config.seed, name, epoch, repeat)
-            noise.append(draw.normal("noise", shape))
-            if self.config.vae_posterior == "fresh":
-                posterior.append(draw.normal("posterior", shape))
-            elif self.config.vae_posterior == "sample":
-                kept = Appearance(self.config.seed, name, 0, 0)
-                posterior.append(kept.normal("posterior", shape))
-            normals.append(draw.normal("time", (1,))[0])
+            draw.fill("noise", noise[place])
+            if posterior is not None:
+                fresh = self.config.vae_posterior == "fresh"
+                kept = draw if fresh else Appearance(self.config.seed, name, 0, 0)
+                kept.fill("posterior", posterior[place])
+            draw.fill("time", normals[place])
             caption = draw.choice("caption", frozen.captions(row))
             dropped = draw.chance("dropout", self.config.caption_dropout_probability)
             prompts.append(dropout if dropped else frozen.prompt(row, caption))
@@ -126,16 +128,16 @@ class BatchReader:
                 and draw.chance("mask", self.config.masked_loss_probability)
             )
         regularisation = torch.from_numpy(frozen.regularised(samples))
-        t = flow.times(torch.stack(normals))
+        t = flow.times(torch.from_numpy(normals[:, 0]))
         return Batch(
             sample_ids=ids,
             bucket=frozen.bucket_names[frozen.buckets[samples[0]]],
             x1=flow.clean_latents(
                 moments,
-                torch.stack(posterior) if posterior else None,
+                None if posterior is None else torch.from_numpy(posterior),
                 float(frozen.metadata["scaling_factor"]),
             ),
-            x0=torch.stack(noise),
+            x0=torch.from_numpy(noise),
             t=t,
             prompts=prompts,
             regularisation=regularisation,
@@ -237,4 +239,12 @@ def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result]
 ) -> Generator[Result, None, None]:
     """`read` of each item, in order, computed in threads a few items ahead of use."""
-    return done_ahead(items, read, READERS, READ_AHEAD)
+    return done_ahead(items, read, READERS, READ_AHEAD, _compute_alone)
+
+
+def _compute_alone() -> None:
+    """Let torch compute in this thread alone. It would give each thread that reads threads of its
+    own for as little as an exponential, and these, waiting for more, take the cores of the step:
+    a tenth of its time on two. Threads that begin later have one, too, until they ask for more;
+    those that have begun, as the one that trains, keep theirs."""
+    torch.set_num_threads(1)

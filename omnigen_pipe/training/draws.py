@@ -51,6 +51,10 @@ class Appearance:
         """Standard normal draws of `shape`, float32."""
         return torch.from_numpy(self.stream(purpose).standard_normal(shape, dtype=np.float32))
 
+    def fill(self, purpose: str, values: NDArray[np.float32]) -> None:
+        """Fill the contiguous `values` with what `normal` gives."""
+        self.stream(purpose).standard_normal(out=values, dtype=np.float32)
+
     def choice(self, purpose: str, count: int) -> int:
         """A uniform choice out of 0 … `count` - 1."""
         return int(self.stream(purpose).integers(count)) if count > 1 else 0

@@ -355,3 +355,14 @@ def test_batches_read_ahead_are_those_read_one_by_one_and_in_order(tmp_path: Pat
         assert one.prompts == other.prompts
         for name in ("x1", "x0", "t", "regularisation"):
             assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_threads_that_read_compute_alone_and_the_one_that_trains_does_not() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with closing(read_ahead(range(8), lambda number: torch.get_num_threads())) as numbers:
+            assert set(numbers) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
