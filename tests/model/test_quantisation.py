@@ -26,15 +26,13 @@ from small_omnigen import build_small_omnigen
 CPU = torch.device("cpu")
 QUANTISED = [name for name in get_args(BasePrecision) if name != "no_change"]
 
-#: Each precision on each base dtype. quanto compiles C++ for int4 on a float32 base on the CPU.
+#: What is slow of each: quanto compiles C++ before it computes with int4 on the CPU.
+_MARKS = {"int4-quanto": [pytest.mark.slow]}
+COMPUTED = [pytest.param(name, marks=_MARKS.get(name, [])) for name in QUANTISED]
+#: Each precision on each base dtype.
 CASES = [
-    pytest.param(
-        precision,
-        dtype,
-        marks=[pytest.mark.slow] if precision == "int4-quanto" else [],
-        id=f"{precision}-{dtype}",
-    )
-    for precision in QUANTISED
+    pytest.param(name, dtype, marks=_MARKS.get(name, []), id=f"{name}-{dtype}")
+    for name in QUANTISED
     for dtype in (torch.float32, torch.bfloat16)
 ]
 
@@ -127,7 +125,7 @@ def test_output_and_gradients_are_near_those_of_the_plain_model(
     assert cosine > 1 - off
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", COMPUTED)
 def test_checkpointing_and_a_pass_without_gradients_before_change_no_gradient(
     wide_omnigen: Path, precision: str
 ) -> None:
@@ -144,7 +142,7 @@ def test_checkpointing_and_a_pass_without_gradients_before_change_no_gradient(
     assert outcome.loss == expected.loss
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", COMPUTED)
 def test_the_adapter_is_the_one_of_the_plain_model(wide_omnigen: Path, precision: str) -> None:
     transformer, network = _adapted(wide_omnigen, precision, torch.bfloat16, strength=0)
     plain, plain_network = _adapted(wide_omnigen, "no_change", torch.bfloat16, strength=0)
