@@ -30,6 +30,8 @@ class State:
     requests: list[str] = field(default_factory=list)
     #: How the next requests of an action are refused, by its name.
     refusals: dict[str, list[int]] = field(default_factory=dict)
+    #: What requests of an action wait for before they are answered, by its name.
+    gates: dict[str, threading.Event] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
     endpoint: str = ""
 
@@ -55,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = _action(self.command, path)
         self.state.requests.append(name)
+        if name in self.state.gates:
+            self.state.gates[name].wait(60)
         refusals = self.state.refusals.get(name, [])
         if refusals:
             status = refusals.pop(0)

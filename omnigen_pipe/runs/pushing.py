@@ -145,12 +145,14 @@ class CheckpointPusher:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def close(self, wait: bool) -> list[str]:
-        """What went wrong, in sentences; with `wait` the push that is on its way is waited for,
-        and without it is given up."""
-        notes = []
-        if self._thread is not None and wait:
+    def wait(self) -> None:
+        """Wait for the push that is on its way, if one is."""
+        if self._thread is not None:
             self._thread.join()
+
+    def close(self) -> list[str]:
+        """What went wrong, in sentences; a push that is on its way is given up."""
+        notes = []
         if self._thread is not None and self._thread.is_alive():
             notes.append("The push of a checkpoint was on its way, and was given up.")
         notes += [f"A checkpoint was not pushed, {failure}" for failure in self._failures]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from PIL import Image
 from pipeline_project import Project
 from training_project import draw_turned, run_first_four
 
+from manifests.errors import PipeError
 from omnigen_pipe import hub, webhooks
+from omnigen_pipe.training import loop, session
 from omnigen_pipe.training.validation import Validator
 from writable_hub import TOKEN, State, writable_hub
 
@@ -204,6 +210,90 @@ def test_webhooks_get_the_validation_pictures_as_files(
         for event in got:
             folder = here.root / "runs/default/validation" / f"step-{event['step']:06}"
             assert event["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def at_call(number: int, function: Callable[..., Any], then: Callable[[], Any]) -> Any:
+    """`function`, which does `then` before its call of this `number`, counted from 1."""
+    calls = count(1)
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            then()
+        return function(*arguments, **options)
+
+    return counting
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_run_is_pushed_is_told_and_costs_only_the_push(
+    project: Callable[..., Project], tmp_path: Path, server: State, number: signal.Signals
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["end", "error"]\n'
+        here = prepared(project, tmp_path, HUB + hook)
+        with pytest.MonkeyPatch.context() as patch:
+            stopping = at_call(1, hub.upload, lambda: os.kill(os.getpid(), number))
+            patch.setattr(hub, "upload", stopping)
+            done = here.run("train", status=128 + number)
+        assert [(e["event"], e["step"], e["signal"]) for e in got] == [("end", 2, number)]
+    assert "The run is complete and saved." in done.stdout
+    assert server.commits == []
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert here.json("train")["counts"]["steps now"] == 0
+    assert server.commits == ["default: step 2"]
+
+
+def test_signals_that_cannot_wait_for_a_step_are_told(
+    project: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the model is loaded, and a second one in a step."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupt_twice() -> None:
+        interrupt()
+        interrupt()
+
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["start", "end", "error"]\n'
+        here = prepared(project, tmp_path, hook, max_train_steps=4, checkpoint_step_interval=1)
+        monkeypatch.setattr(session, "load_trainee", at_call(1, session.load_trainee, interrupt))
+        assert "No checkpoint was saved yet" in here.run("train", status=130).stdout
+        monkeypatch.setattr(loop, "_take", at_call(3, loop._take, interrupt_twice))
+        assert "The newest checkpoint is of step 2." in here.run("train", status=130).stdout
+    assert [(event["event"], event["step"], event.get("signal")) for event in got] == [
+        ("start", 0, None),
+        ("end", 0, signal.SIGINT),
+        ("start", 0, None),
+        ("end", 2, signal.SIGINT),
+    ]
+
+
+def test_an_error_says_what_became_of_the_push_that_was_on_its_way(
+    project: Callable[..., Project],
+    tmp_path: Path,
+    server: State,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extra = HUB + "push_checkpoints_to_hub = true\n"
+    here = prepared(project, tmp_path, extra, max_train_steps=4, checkpoint_step_interval=1)
+    server.gates["preupload"] = threading.Event()
+    server.refusals["preupload"] = [403]
+
+    def fail() -> None:
+        raise PipeError("The step has failed.")
+
+    monkeypatch.setattr(loop, "_take", at_call(4, loop._take, fail))
+    said = here.run("train", status=1).stderr
+    server.gates["preupload"].set()
+    for thread in threading.enumerate():
+        if thread.name == "hub":
+            thread.join(60)
+    assert "The push of a checkpoint was on its way, and was given up." in said
+    assert "checkpoints were not pushed: the one before was still on its way." in said
+    assert "The step has failed." in said
 
 
 @pytest.mark.parametrize("heard", [False, True])
