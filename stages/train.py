@@ -147,7 +147,9 @@ def _train(
             pushers: list[CheckpointPusher] = []
             if checkpoint is None or checkpoint.position.step < total:
                 processes.on_first(
-                    lambda: pushers.extend(_checkpoint_pushers(workspace, this, lokr, total))
+                    lambda: pushers.extend(
+                        _checkpoint_pushers(workspace, this, lokr, total, events)
+                    )
                 )
             events.listeners += [pusher.tell for pusher in pushers]
             session = Session(
@@ -183,7 +185,7 @@ def _train(
 
 
 def _checkpoint_pushers(
-    workspace: Workspace, this: Run, lokr: LokrConfig, total: int
+    workspace: Workspace, this: Run, lokr: LokrConfig, total: int, events: Events
 ) -> list[CheckpointPusher]:
     """What pushes checkpoints, where they are to be pushed.
 
@@ -193,7 +195,7 @@ def _checkpoint_pushers(
     if not config.push_to_hub:
         return []
     pusher = pushing.Pusher(workspace, this, lokr, pushing.check(workspace))
-    return [CheckpointPusher(pusher, total)] if config.push_checkpoints_to_hub else []
+    return [CheckpointPusher(pusher, total, events)] if config.push_checkpoints_to_hub else []
 
 
 def _push(

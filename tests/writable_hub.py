@@ -94,6 +94,12 @@ class _Handler(BaseHTTPRequestHandler):
     def on_yaml(self, path: str, body: bytes) -> Any:
         return {"errors": [], "warnings": []}
 
+    def on_tree(self, path: str, body: bytes) -> Any:
+        return [
+            {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            for name, content in self.state.files.items()
+        ]
+
     def on_preupload(self, path: str, body: bytes) -> Any:
         files = json.loads(body)["files"]
         modes = [
@@ -137,6 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.state.files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 self.state.files[value["path"]] = self.state.stored[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del self.state.files[value["path"]]
+            else:
+                raise AssertionError(f"the stub knows no {entry['key']}")
         number = len(self.state.commits)
         repository = path.removeprefix("/api/models/").split("/commit/")[0]
         address = f"{self.state.endpoint}/{repository}/commit/{number:040x}"
@@ -155,6 +165,7 @@ def _action(command: str, path: str) -> str:
         "repos/create": "create",
         "auth-check/write": "may_write",
         "validate-yaml": "yaml",
+        "tree/main": "tree",
         "preupload/main": "preupload",
         "objects/batch": "batch",
         "commit/main": "commit",

@@ -17,7 +17,7 @@ from huggingface_hub.utils import close_session
 from listening import SECRET, listener
 from PIL import Image
 from pipeline_project import Project
-from training_project import draw_turned, run_first_four
+from training_project import change, draw_turned, run_first_four
 
 from manifests.errors import PipeError
 from omnigen_pipe import hub, webhooks
@@ -32,6 +32,14 @@ push_to_hub = true
 hub_model_id = "{REPOSITORY}"
 model_card_private = true
 model_card_note = "Only a test."
+"""
+
+PICTURES = """
+[validation]
+validation_prompt = "a zxq cat"
+validation_step_interval = 2
+validation_num_inference_steps = 1
+validation_resolution = "32x32"
 """
 
 
@@ -105,6 +113,23 @@ def test_a_complete_run_is_pushed_once(
     assert server.requests == []  # what is pushed is known without the hub
 
 
+def test_a_push_takes_out_what_the_run_before_has_left(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    server.files = {
+        name: b"of another run"
+        for name in ("ema.safetensors", "validation/step-000900/a-8x8.png", "samples.zip")
+    }
+    prepared(project, tmp_path, HUB).run("train")
+    assert sorted(server.files) == [
+        "README.md",
+        "adapter.safetensors",
+        "lycoris_config.json",
+        "samples.zip",
+        "training.json",
+    ]
+
+
 def test_a_push_that_fails_is_made_up_for_later(
     project: Callable[..., Project], tmp_path: Path, server: State
 ) -> None:
@@ -139,20 +164,41 @@ def test_checkpoints_are_pushed_beside_the_training(
     project: Callable[..., Project], tmp_path: Path, server: State
 ) -> None:
     """At least the first one; and a push that fails is said, and fails nothing."""
-    extra = HUB + "push_checkpoints_to_hub = true\n"
-    options = {"max_train_steps": 4, "checkpoint_step_interval": 2, "checkpoints_total_limit": 1}
-    here = prepared(project, tmp_path, extra, **options)
-    here.run("train")
-    assert server.commits == ["default: step 2", "default: step 4"]
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["error"]\n'
+        extra = HUB + "push_checkpoints_to_hub = true\n" + hook
+        options = {"checkpoint_step_interval": 2, "checkpoints_total_limit": 1}
+        here = prepared(project, tmp_path, extra, max_train_steps=4, **options)
+        here.run("train")
+        assert server.commits == ["default: step 2", "default: step 4"]
 
-    (here.root / "omnigen-pipe.toml").write_text(
-        (here.root / "omnigen-pipe.toml").read_text().replace("= 4", "= 8", 1)
-    )
-    server.refusals["preupload"] = [403]
-    done = here.run("train")
+        change(here, max_train_steps=8)
+        server.refusals["preupload"] = [403]
+        done = here.run("train")
+    assert [(event["kind"], event["step"]) for event in got] == [("push", 6)]
+    assert got[0]["message"].startswith("A checkpoint was not pushed, step 6: ")
     assert "A checkpoint was not pushed, step 6" in done.stdout
     assert server.commits[-1] == "default: step 8"
     assert not [path for path in (here.root / "staging").rglob("*") if path.is_file()]
+
+
+def test_a_checkpoint_is_pushed_with_the_pictures_of_its_step(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    extra = HUB + "push_checkpoints_to_hub = true\n" + PICTURES
+    here = prepared(project, tmp_path, extra, max_train_steps=4, checkpoint_step_interval=2)
+    seen: dict[str, list[str]] = {}
+    upload = hub.upload
+
+    def seeing(repository: str, files: dict[str, Any], message: str, *rest: Any) -> str:
+        seen[message] = sorted(files)
+        return upload(repository, files, message, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "upload", seeing)
+        here.run("train")
+    steps = [name.split("/")[1] for name in seen["default: step 2"] if "/" in name]
+    assert steps == ["step-000000", "step-000002"]
 
 
 def test_webhooks_are_told_and_their_addresses_are_nowhere(
@@ -185,15 +231,6 @@ step_interval = 2
         assert "[[webhook]]" in copy.read_text()
         assert SECRET.encode() not in everything(here.root / "runs")
         assert SECRET not in done.stdout + done.stderr
-
-
-PICTURES = """
-[validation]
-validation_prompt = "a zxq cat"
-validation_step_interval = 2
-validation_num_inference_steps = 1
-validation_resolution = "32x32"
-"""
 
 
 def test_webhooks_get_the_validation_pictures_as_files(
@@ -292,7 +329,7 @@ def test_an_error_says_what_became_of_the_push_that_was_on_its_way(
         if thread.name == "hub":
             thread.join(60)
     assert "The push of a checkpoint was on its way, and was given up." in said
-    assert "checkpoints were not pushed: the one before was still on its way." in said
+    assert "since one before was still on its way: 2." in said
     assert "The step has failed." in said
 
 
