@@ -17,30 +17,33 @@ import os
 import re
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
+from PIL import Image
 
 from manifests.errors import PipeError
 from manifests.publish import make_folder, publishing, staged
 from omnigen_pipe import hub
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.events import Event, Events
+from omnigen_pipe.images.probe import PILLOW_ERRORS
 from omnigen_pipe.model_files import Model
-from omnigen_pipe.runs import frozen
-from omnigen_pipe.runs.card import card
+from omnigen_pipe.runs import frozen, pictures
+from omnigen_pipe.runs.card import Shown, card
 from omnigen_pipe.runs.checkpoints import ADAPTER_NAME, EMA_NAME, Checkpoint, names, read
 from omnigen_pipe.runs.run import Run
 from omnigen_pipe.workspace import Workspace
 
 RECORD_NAME = "hub.json"
-_PICTURES = "validation"
 _PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 #: The path of a picture in the repository.
 _PICTURE = re.compile(
-    rf"{_PICTURES}/step-\d+/[^/]+({'|'.join(map(re.escape, _PICTURE_TYPES))})", re.IGNORECASE
+    rf"{pictures.FOLDER_NAME}/step-\d+/[^/]+({'|'.join(map(re.escape, _PICTURE_TYPES))})",
+    re.IGNORECASE,
 )
 #: Settings that are paths of this machine.
 _PATHS = ("init_lora", "lycoris_config")
@@ -69,8 +72,7 @@ class Pusher:
     def commit(self, folder: Path, step: int) -> str:
         """Push the files of a checkpoint, which lie in `folder`; raises `PipeError`."""
         adapters = [n for n in (ADAPTER_NAME, EMA_NAME) if (folder / n).is_file()]
-        pictures = validation_pictures(self.run, step)
-        paths = [path.relative_to(self.run.folder).as_posix() for path in pictures]
+        drawn = validation_pictures(self.run, step)
         samples, _ = frozen.read(self.run.samples)
         text = card(
             self.workspace,
@@ -80,14 +82,14 @@ class Pusher:
             repository=self.repository,
             step=step,
             averaged=EMA_NAME in adapters,
-            pictures=paths,
+            pictures=[_shown(self.run, path) for path in _newest(drawn)],
         )
         files: dict[str, Path | bytes] = {
             "README.md": text.encode("utf-8"),
             "lycoris_config.json": _as_json(self.lokr.model_dump(mode="json", exclude_none=True)),
             "training.json": _as_json(self._settings(step)),
             **{name: folder / name for name in adapters},
-            **dict(zip(paths, pictures, strict=True)),
+            **{path.relative_to(self.run.folder).as_posix(): path for path in drawn},
         }
         return hub.upload(self.repository, files, f"{self.run.name}: step {step}", _is_ours)
 
@@ -198,32 +200,43 @@ def is_pushed(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> bool:
 
 
 def validation_pictures(run: Run, step: int) -> list[Path]:
-    """The pictures in the run's `validation/` up to `step`, in the order of their steps; no links.
-
-    Those of later steps are of a training that was left.
-    """
-    found: list[tuple[int, Path]] = []
-    for folder in (run.folder / _PICTURES).glob("step-*"):
-        number = folder.name.removeprefix("step-")
-        if number.isdecimal() and int(number) <= step and not folder.is_symlink():
-            found += [(int(number), path) for path in folder.iterdir()]
+    """The pictures of the run's validations up to `step`, in the order of their steps; no links."""
     return [
         path
-        for _, path in sorted(found)
+        for _, folder in pictures.validations(run.folder, step)
+        for path in sorted(folder.iterdir())
         if path.suffix.lower() in _PICTURE_TYPES and path.is_file() and not path.is_symlink()
     ]
 
 
+def _newest(drawn: list[Path]) -> list[Path]:
+    """Those of the last step of `drawn`."""
+    return [path for path in drawn if path.parent == drawn[-1].parent]
+
+
+def _shown(run: Run, path: Path) -> Shown:
+    """A picture for the card, with what it says of itself, where it does."""
+    said: dict[Any, Any] = {}
+    with suppress(*PILLOW_ERRORS, Image.DecompressionBombError), Image.open(path) as picture:
+        said = picture.info
+    prompt = said.get("prompt")
+    return Shown(
+        path.relative_to(run.folder).as_posix(),
+        prompt if isinstance(prompt, str) else "",
+        said.get("adapter") == EMA_NAME,
+    )
+
+
 def _record(workspace: Workspace, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    pictures = blake3()
+    hasher = blake3()
     for path in validation_pictures(run, checkpoint.position.step):
-        pictures.update(path.relative_to(run.folder).as_posix().encode() + b"\0")
-        pictures.update(path.read_bytes())
+        hasher.update(path.relative_to(run.folder).as_posix().encode() + b"\0")
+        hasher.update(path.read_bytes())
     return {
         "hub_model_id": workspace.config.hub.hub_model_id,
         "step": checkpoint.position.step,
         "adapter": checkpoint.hashes[ADAPTER_NAME],
-        "pictures": pictures.hexdigest(),
+        "pictures": hasher.hexdigest(),
     }
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
 from listening import SECRET, listener
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pipeline_project import Project
 from training_project import change, draw_turned, run_first_four
 
@@ -72,13 +72,18 @@ def everything(folder: Path) -> bytes:
 def test_a_complete_run_is_pushed_once(
     project: Callable[..., Project], tmp_path: Path, server: State
 ) -> None:
+    """And again once there are other pictures."""
     here = prepared(project, tmp_path, HUB, use_ema=True)
+    here.run("train")
     pictures = here.root / "runs" / "default" / "validation" / "step-000002"
     pictures.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(pictures / "a cat.png")
+    said = PngImagePlugin.PngInfo()
+    said.add_itxt("prompt", "a [zxq]:\ncat")
+    said.add_itxt("adapter", "ema.safetensors")
+    Image.new("RGB", (8, 8)).save(pictures / "a cat.png", pnginfo=said)
     done = here.run("train")
     assert server.repositories == {REPOSITORY: True}
-    assert server.commits == ["default: step 2"]
+    assert server.commits == ["default: step 2"] * 2
     assert "Pushed: http" in done.stdout
     checkpoint = here.root / "runs" / "default" / "checkpoints" / "step-00000002"
     for name in ("adapter.safetensors", "ema.safetensors"):
@@ -96,11 +101,18 @@ def test_a_complete_run_is_pushed_once(
         "`a zxq cat`",
         "| main | train | 4 | 4 |",
         "64x64 (4)",
-        "![](validation/step-000002/a%20cat.png)",
+        "![a \\[zxq\\]: cat (of the average)](validation/step-000002/a%20cat.png)\\\n"
+        "a \\[zxq\\]: cat (of the average)\n",
         f"hf download {REPOSITORY} adapter.safetensors",
         "ema.safetensors",
     ):
         assert wanted in card, wanted
+    assert ModelCard(card).data.to_dict()["widget"] == [
+        {
+            "text": "a [zxq]: cat (of the average)",
+            "output": {"url": "validation/step-000002/a%20cat.png"},
+        }
+    ]
     texts = [content for name, content in server.files.items() if not name.endswith(".png")]
     assert str(tmp_path).encode() not in b"".join(texts)
     assert b"private pictures" not in b"".join(texts)
