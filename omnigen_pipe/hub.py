@@ -136,23 +136,31 @@ def upload(
     repository: str,
     files: Mapping[str, Path | bytes],
     message: str,
+    is_replaced: Callable[[str], bool] = lambda name: False,
     wait: Callable[[float], object] = time.sleep,
 ) -> str:
     """Commit `files`, by their paths there, to the model `repository`, all or none; returns the
     commit's address.
 
-    Files that are there already and equal are not sent again. Raises `PipeError` where it cannot
-    be done, also after some tries.
+    Files that are there already and equal are not sent again. Those that are there, not in `files`,
+    and of which `is_replaced` says so by their path, are deleted in the same commit. Raises
+    `PipeError` where it cannot be done, also after some tries.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     def commit() -> str:
-        operations = [
+        api = HfApi()
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, str(file) if isinstance(file, Path) else file)
             for name, file in files.items()
         ]
+        operations += [
+            CommitOperationDelete(name, is_folder=False)
+            for name in api.list_repo_files(repository)
+            if name not in files and is_replaced(name)
+        ]
         try:
-            done = HfApi().create_commit(repository, operations, commit_message=message)
+            done = api.create_commit(repository, operations, commit_message=message)
         except RuntimeError as error:  # what sending a large file raises is wrapped in one
             if isinstance(error.__cause__, errors()):
                 raise error.__cause__ from None

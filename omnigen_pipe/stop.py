@@ -58,7 +58,13 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 @contextmanager
 def stopped_by_signal() -> Iterator[None]:
-    """Within it SIGINT and SIGTERM raise `Stopped` where the program is; main thread only."""
+    """Within it SIGINT and SIGTERM raise `Stopped` where the program is.
+
+    Outside the main thread, where Python allows no handlers, it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)

@@ -3,7 +3,7 @@
 Each webhook has a thread and a bounded queue of its own: an address that hangs or is gone costs
 training nothing, and another webhook nothing either. What cannot be delivered is dropped, counted,
 and said at the end. An address is a secret (whoever knows it can write there): nothing here says
-more of it than its host.
+more of it than the end of its host's name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -36,7 +37,7 @@ QUEUE_LENGTH = 64
 QUEUE_BYTES = 64 << 20
 #: Seconds in which a server must be reached, take an event, and answer: for each so many.
 TIMEOUT = 10.0
-#: Bytes a second that a line must carry, at least: large files have longer.
+#: Bytes a second that a line must carry, at least: large files have longer to be taken.
 SLOWEST = 50_000
 #: Seconds between the tries of one event.
 PAUSES = (1.0, 4.0, 16.0)
@@ -97,7 +98,16 @@ def _address(number: int, webhook: WebhookConfig) -> Address:
             )
     if not _is_address(text):
         raise UsageError(f"What stands in {place} is no address: it begins with https://HOST/.")
-    return Address(text, f"webhook {number} ({urlsplit(text).hostname})")
+    return Address(text, f"webhook {number} ({_shown(str(urlsplit(text).hostname))})")
+
+
+def _shown(host: str) -> str:
+    """What may be said of `host`: an IP address as it is, of a name the last two labels. Of some
+    services what is before them is the secret."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return ".".join(host.rstrip(".").split(".")[-2:])
 
 
 def _is_address(text: str) -> bool:
@@ -220,6 +230,23 @@ class _InTime(io.RawIOBase):
         super().close()
 
 
+class _Connection(http.client.HTTPConnection):
+    """One on which sending alone may take long: so many seconds as `sending` says. Reaching the
+    server, and its answer, have the timeout that it was made with."""
+
+    sending: float
+
+    def connect(self) -> None:
+        """As ever."""
+        super().connect()
+        self.sock.settimeout(self.sending)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """As ever, once all is sent."""
+        self.sock.settimeout(self.timeout)
+        return super().getresponse()
+
+
 class _Response(http.client.HTTPResponse):
     """One that comes in time."""
 
@@ -230,14 +257,11 @@ class _Response(http.client.HTTPResponse):
 
 class _Timed(urllib.request.AbstractHTTPHandler):
     def do_open(self, http_class: Any, req: Any, **named: Any) -> http.client.HTTPResponse:
-        """As ever, but the answer must come in time."""
-
-        def connection(*args: Any, **inner: Any) -> http.client.HTTPConnection:
-            made: http.client.HTTPConnection = http_class(*args, **inner)
-            made.response_class = _Response
-            return made
-
-        return super().do_open(connection, req, **named)
+        """As ever, but the answer must come in time, and a large body has longer to be sent."""
+        sending = req.timeout + len(req.data or b"") / SLOWEST
+        members = {"response_class": _Response, "sending": sending}
+        timed: Any = type("_TimedConnection", (_Connection, http_class), members)
+        return super().do_open(timed, req, **named)
 
 
 class _TimedHTTP(_Timed, urllib.request.HTTPHandler):
@@ -252,7 +276,9 @@ _OPENER = urllib.request.build_opener(_NoRedirects, _TimedHTTP, _TimedHTTPS)
 
 
 def post(address: Address, said: Message, timeout: float = TIMEOUT) -> Answer:
-    """Post once. Nothing that the answer says contains the address."""
+    """Post once. The server must be reached, and answer, in `timeout` seconds each; it may take the
+    body for so long and as long as that has on the slowest line. Nothing that the answer says
+    contains the address."""
     request = urllib.request.Request(
         address.url,
         said.body,
@@ -282,9 +308,11 @@ def _asked_pause(text: str | None) -> float | None:
 
 def _why(error: Exception, timeout: float) -> str:
     """Why nothing could be sent, not in the library's words: those may hold the address."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:.3g} s"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"no answer within {timeout:.3g} s"
+        return "not reached, or not taken, in time"
     if isinstance(cause, socket.gaierror):
         return "its host was not found"
     if isinstance(cause, ConnectionError):
@@ -436,7 +464,7 @@ class Webhook:
     def _deliver(self, said: Message, worth: int) -> str | None:
         """Post until it is taken; else why it was not."""
         for pause in (*PAUSES, None):
-            answer = post(self.address, said, self._timeout + len(said.body) / SLOWEST)
+            answer = post(self.address, said, self._timeout)
             if answer.why is None or not answer.again or pause is None:
                 break
             if self._is_given_up(pause if answer.pause is None else answer.pause, worth):

@@ -6,6 +6,7 @@ Under torchrun every process runs this; the first one alone prepares, writes and
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from omnigen_pipe.runs.trackers import check_trackers
 from omnigen_pipe.sampling import clip, validation
 from omnigen_pipe.sampling.requests import Settings
 from omnigen_pipe.sampling.source import Source
+from omnigen_pipe.stop import Stopped, stopped_by_signal
 from omnigen_pipe.summary import Summary
 from omnigen_pipe.training.processes import Processes, connected, device_name, from_environment
 from omnigen_pipe.workspace import Workspace
@@ -48,7 +50,10 @@ def run(
     allow_missing: bool = False,
 ) -> Summary:
     """Start or go on with the configured run, and push it where it is to be pushed; see
-    `training.loop` for the work itself."""
+    `training.loop` for the work itself.
+
+    A signal ends it wherever it is: in the loop after the step, elsewhere at once.
+    """
     lokr = check(workspace)
     config = workspace.config
     name = config.train.tracker_run_name
@@ -60,28 +65,50 @@ def run(
     hooks = webhooks.opened(config.webhook, name) if processes.is_first else []
     events.listeners += [hook.tell for hook in hooks]
     try:
-        begun = _train(
-            workspace, progress, this, lokr, processes, device, allow_missing, summary, events
-        )
-        if processes.is_first and summary.signal is None and config.hub.push_to_hub:
-            _push(workspace, progress, this, lokr, summary, events)
-        if begun or summary.changed:
-            events.send(
-                "end",
-                step=summary.counts["steps"],
-                loss=summary.details.get("loss"),
-                repository=config.hub.hub_model_id if "pushed" in summary.details else None,
-                failed=summary.failed,
-                signal=summary.signal,
+        with stopped_by_signal():
+            tells = _train(
+                workspace, progress, this, lokr, processes, device, allow_missing, summary, events
             )
+            if processes.is_first and summary.signal is None and config.hub.push_to_hub:
+                _push(workspace, progress, this, lokr, summary, events)
+    except Stopped as stopped:
+        tells = True
+        _report_stop(this, summary, stopped.signal)
     except Exception as error:
         events.send("error", kind=type(error).__name__, message=str(error))
-        for sentence in webhooks.close(hooks):
-            progress.note(sentence, always=True)
+        for sentence in [*summary.notes, *webhooks.close(hooks)]:
+            progress.note(sentence, always=True)  # no summary is shown
         raise
+    if tells or summary.changed:
+        events.send(
+            "end",
+            step=summary.counts["steps"],
+            loss=summary.details.get("loss"),
+            repository=config.hub.hub_model_id if "pushed" in summary.details else None,
+            failed=summary.failed,
+            signal=summary.signal,
+        )
     patience = webhooks.PATIENCE if summary.signal is None else _SIGNALLED_PATIENCE
     summary.notes += webhooks.close(hooks, patience)
     return summary
+
+
+def _report_stop(this: Run, summary: Summary, signal: int) -> None:
+    """Say in `summary` what a signal has left that did not wait for a step's end."""
+    summary.signal = signal
+    saved = pushing.newest(this)
+    step = saved.position.step if saved else 0
+    summary.counts = {"steps": step}
+    if saved is None:
+        left = "No checkpoint was saved yet. Run the same command to go on."
+    elif step < summary.details.get("total_steps", math.inf):
+        left = f"The newest checkpoint is of step {step}. Run the same command to go on."
+    else:
+        left = (
+            "The run is complete and saved. Run the same command for what is left: it trains "
+            "nothing anew, draws the pictures that are lacking, and pushes what was not pushed."
+        )
+    summary.notes.append(f"Stopped by a signal. {left}")
 
 
 def _train(
@@ -120,7 +147,9 @@ def _train(
             pushers: list[CheckpointPusher] = []
             if checkpoint is None or checkpoint.position.step < total:
                 processes.on_first(
-                    lambda: pushers.extend(_checkpoint_pushers(workspace, this, lokr, total))
+                    lambda: pushers.extend(
+                        _checkpoint_pushers(workspace, this, lokr, total, events)
+                    )
                 )
             events.listeners += [pusher.tell for pusher in pushers]
             session = Session(
@@ -140,9 +169,14 @@ def _train(
                 total_steps=total,
                 samples=len(frozen),
             )
-            session.train(device, checkpoint, summary)
-            for pusher in pushers:
-                summary.notes += pusher.close(wait=summary.signal is None)
+            try:
+                session.train(device, checkpoint, summary)
+                if summary.signal is None:
+                    for pusher in pushers:
+                        pusher.wait()
+            finally:
+                for pusher in pushers:
+                    summary.notes += pusher.close()
             return True
     summary.counts = {"samples": len(frozen), "steps": checkpoint.position.step, "steps now": 0}
     summary.details["adapter"] = str(checkpoint.adapter)
@@ -151,7 +185,7 @@ def _train(
 
 
 def _checkpoint_pushers(
-    workspace: Workspace, this: Run, lokr: LokrConfig, total: int
+    workspace: Workspace, this: Run, lokr: LokrConfig, total: int, events: Events
 ) -> list[CheckpointPusher]:
     """What pushes checkpoints, where they are to be pushed.
 
@@ -161,7 +195,7 @@ def _checkpoint_pushers(
     if not config.push_to_hub:
         return []
     pusher = pushing.Pusher(workspace, this, lokr, pushing.check(workspace))
-    return [CheckpointPusher(pusher, total)] if config.push_checkpoints_to_hub else []
+    return [CheckpointPusher(pusher, total, events)] if config.push_checkpoints_to_hub else []
 
 
 def _push(

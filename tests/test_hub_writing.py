@@ -105,19 +105,26 @@ def test_files_arrive_as_they_are(server: State, tmp_path: Path) -> None:
 def test_a_commit_that_fails_once(server: State, refusal: int) -> None:
     server.refusals["commit"] = [refusal]
     waits = Waits()
-    hub.upload(REPOSITORY, {"a.json": b"{}"}, "step 3", waits)
+    hub.upload(REPOSITORY, {"a.json": b"{}"}, "step 3", wait=waits)
     assert server.files == {"a.json": b"{}"}
     assert waits.seconds == [hub.PAUSES[0]]
 
 
-@pytest.mark.parametrize("action", ["preupload", "batch", "store", "commit"])
+def test_what_a_commit_replaces_goes_with_it_and_nothing_else(server: State) -> None:
+    hub.upload(REPOSITORY, {"a/1": b"1", "a/2": b"2", "mine": b"3"}, "step 3")
+    hub.upload(REPOSITORY, {"a/2": b"2", "b": b"4"}, "step 4", lambda name: name.startswith("a/"))
+    assert server.files == {"a/2": b"2", "mine": b"3", "b": b"4"}
+    assert server.commits == ["step 3", "step 4"]
+
+
+@pytest.mark.parametrize("action", ["tree", "preupload", "batch", "store", "commit"])
 def test_a_refusal_names_neither_token_nor_signature(
     server: State, action: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """And nothing of the push is there."""
     server.refusals[action] = [403]
     with pytest.raises(PipeError, match="403") as caught:
-        hub.upload(REPOSITORY, {"adapter.safetensors": b"weights"}, "step 3", Waits())
+        hub.upload(REPOSITORY, {"adapter.safetensors": b"weights"}, "step 3", wait=Waits())
     said = str(caught.value) + "".join(capfd.readouterr())
     assert TOKEN not in said
     assert SIGNATURE not in said

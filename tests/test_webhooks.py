@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -422,19 +424,30 @@ def test_discord_tells_what_went_wrong(event: Event, text: str) -> None:
     assert said.removesuffix(" · loss 0.5") == f"**cats** {event.name} · {text}"
 
 
-def test_the_time_for_an_event_grows_with_its_files(server: Server) -> None:
-    """What a slow line takes for a picture is no reason to give it up."""
-    asked: list[float] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            webhooks, "post", lambda address, said, t: asked.append(t) or webhooks.Answer()
-        )
-        one = hook(server)
-        one.tell(Event("end", {}))
-        one.tell(Event("validation", {}, (EventFile("a.png", b"x" * 5_000_000),)))
-        assert one.close() is None
-    assert asked[0] == pytest.approx(20, abs=0.1)
-    assert asked[1] == pytest.approx(120, abs=0.1)
+def test_only_the_time_to_send_grows_with_a_body(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a slow line takes for a picture is no reason to give it up. A host that cannot be
+    reached, or does not answer, is given up as soon as without it."""
+    reaching, sending = [], []
+    connect, send = socket.create_connection, http.client.HTTPConnection.send
+
+    def connecting(place: Any, timeout: float, *rest: Any) -> socket.socket:
+        reaching.append(timeout)
+        return connect(place, timeout, *rest)
+
+    def noting(connection: http.client.HTTPConnection, data: Any) -> None:
+        send(connection, data)
+        sending.append(connection.sock.gettimeout())
+
+    monkeypatch.setattr(socket, "create_connection", connecting)
+    monkeypatch.setattr(http.client.HTTPConnection, "send", noting)
+    server.answers = [(HANG, {})]
+    body = b"x" * 5_000_000
+    answer = webhooks.post(Address(server.url, "one"), webhooks.Message(body, "x/y"), 2.0)
+    assert answer == webhooks.Answer("no answer within 2 s", again=True)
+    assert reaching == [2.0]
+    assert set(sending) == {102.0}
 
 
 def test_numbers_that_json_cannot_say() -> None:
@@ -463,6 +476,21 @@ def test_an_address_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     [address] = addresses([WebhookConfig(url_env="HOOK")])
     assert address.url == f"https://host.test/{SECRET}"
     assert SECRET not in repr(address) + address.label
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("hooks.example.com", "example.com"),
+        (f"{SECRET}.m.example.net.", "example.net"),
+        ("localhost:8080", "localhost"),
+        ("192.0.2.17:80", "192.0.2.17"),
+        ("[2001:db8::1]:80", "2001:db8::1"),
+    ],
+)
+def test_of_a_host_only_the_end_of_its_name_is_shown(host: str, shown: str) -> None:
+    [address] = addresses([WebhookConfig(url=SecretStr(f"https://{host}/{SECRET}"))])
+    assert address.label == f"webhook 1 ({shown})"
 
 
 def test_a_host_that_cannot_be_one_kills_no_thread() -> None:

@@ -30,6 +30,8 @@ class State:
     requests: list[str] = field(default_factory=list)
     #: How the next requests of an action are refused, by its name.
     refusals: dict[str, list[int]] = field(default_factory=dict)
+    #: What requests of an action wait for before they are answered, by its name.
+    gates: dict[str, threading.Event] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
     endpoint: str = ""
 
@@ -55,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = _action(self.command, path)
         self.state.requests.append(name)
+        if name in self.state.gates:
+            self.state.gates[name].wait(60)
         refusals = self.state.refusals.get(name, [])
         if refusals:
             status = refusals.pop(0)
@@ -89,6 +93,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def on_yaml(self, path: str, body: bytes) -> Any:
         return {"errors": [], "warnings": []}
+
+    def on_tree(self, path: str, body: bytes) -> Any:
+        return [
+            {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            for name, content in self.state.files.items()
+        ]
 
     def on_preupload(self, path: str, body: bytes) -> Any:
         files = json.loads(body)["files"]
@@ -133,6 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.state.files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 self.state.files[value["path"]] = self.state.stored[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del self.state.files[value["path"]]
+            else:
+                raise AssertionError(f"the stub knows no {entry['key']}")
         number = len(self.state.commits)
         repository = path.removeprefix("/api/models/").split("/commit/")[0]
         address = f"{self.state.endpoint}/{repository}/commit/{number:040x}"
@@ -151,6 +165,7 @@ def _action(command: str, path: str) -> str:
         "repos/create": "create",
         "auth-check/write": "may_write",
         "validate-yaml": "yaml",
+        "tree/main": "tree",
         "preupload/main": "preupload",
         "objects/batch": "batch",
         "commit/main": "commit",

@@ -45,7 +45,8 @@ def write(
     progress.note(f"inspect: reading {folder}")
     found = series(folder)
     album = Album(MOST_PICTURE_BYTES)
-    pictures, others = slides(folder, album)
+    last_step = found.points[-1].step if found.points else 0
+    pictures, others = slides(folder, last_step, album)
     notes = []
     if not found.points:
         notes.append("No step has been trained yet: there are no numbers.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +10,12 @@ from PIL import Image
 
 from omnigen_pipe.images.probe import PILLOW_ERRORS
 from omnigen_pipe.report.thumbnails import Album, fitted
-from omnigen_pipe.sampling.validation import FOLDER_NAME
+from omnigen_pipe.runs.pictures import validations
 
 #: So many steps of a picture are shown, evenly spread, and so many pictures.
 MOST_STEPS, MOST_PICTURES = 20, 12
 #: The longer side in pixels at which they are shown.
 _SHOWN = 320
-
-_STEP = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -42,18 +39,16 @@ class Slides:
     slides: list[Slide]
 
 
-def slides(folder: Path, album: Album) -> tuple[list[Slides], int]:
-    """The pictures of the run in `folder`, and how many more there are than are shown.
+def slides(folder: Path, last_step: int, album: Album) -> tuple[list[Slides], int]:
+    """The pictures of the run in `folder` up to `last_step`, and how many more there are than are
+    shown.
 
     Where the `album` is full, all pictures have lost the same steps, or one more.
     """
     files: dict[str, dict[int, Path]] = {}
-    for place in sorted((folder / FOLDER_NAME).glob("step-*")):
-        found = _STEP.fullmatch(place.name)
-        if found is None or not place.is_dir():
-            continue
+    for step, place in validations(folder, last_step):
         for path in sorted(place.glob("*.png")):
-            files.setdefault(path.stem, {})[int(found[1])] = path
+            files.setdefault(path.stem, {})[step] = path
     names = sorted(files)[:MOST_PICTURES]
     wanted = [
         (turn, name, step)

@@ -1,12 +1,15 @@
 """The model card of a pushed adapter: what it is, what it was trained on, how to use it.
 
-It is read by others: it holds no path of this machine, and of captions only the trigger words.
+It is read by others: it holds no path of this machine, of captions only the trigger words, and the
+prompts of the validation pictures that it shows.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
@@ -35,6 +38,26 @@ _SETTINGS = (
 )
 
 
+#: What Markdown could take for more than text.
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|!&~$]")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on the card: its path in the repository, its prompt (empty where it is not known),
+    and whether it is of the weights' average."""
+
+    path: str
+    prompt: str
+    average: bool
+
+    @property
+    def text(self) -> str:
+        """What it is, in one line."""
+        prompt = " ".join(self.prompt.split())
+        return f"{prompt} (of the average)" if self.average else prompt
+
+
 def card(
     workspace: Workspace,
     lokr: LokrConfig,
@@ -44,11 +67,11 @@ def card(
     repository: str,
     step: int,
     averaged: bool,
-    pictures: Sequence[str],
+    pictures: Sequence[Shown],
 ) -> str:
     """The text of the card of the run `name` after `step`, as `README.md` of `repository`.
 
-    `samples` are all frozen samples; `pictures` are paths in the repository, the newest last, and
+    `samples` are all frozen samples; `pictures` are those of its newest validation, and
     `averaged` says whether there is an `ema.safetensors`.
     """
     from huggingface_hub import ModelCardData
@@ -56,6 +79,7 @@ def card(
     config = workspace.config
     model = Model.of(workspace)
     words = trigger_words(config)
+    shown = pictures[:_SHOWN]
     base = model.label if not model.is_local and model.name != EMBEDDED else None
     facts = ModelCardData(
         license=config.hub.model_card_license,
@@ -64,6 +88,10 @@ def card(
         pipeline_tag="text-to-image",
         tags=["omnigen", "lora", "lokr", "lycoris", "text-to-image"],
         datasets=_hub_datasets(config, samples) or None,
+        widget=[
+            {"text": one.text, "output": {"url": quote(one.path)}} for one in shown if one.prompt
+        ]
+        or None,
     )
     parts = [
         f"---\n{facts.to_yaml()}\n---",
@@ -73,22 +101,22 @@ def card(
     if config.hub.model_card_note:
         parts.append(config.hub.model_card_note)
     parts += ["## Trigger words", _trigger_sentence(words)]
-    if pictures:
-        newest = [
-            p for p in pictures if PurePosixPath(p).parent == PurePosixPath(pictures[-1]).parent
-        ]
-        shown = newest[:_SHOWN]
-        when = PurePosixPath(shown[0]).parent.name.removeprefix("step-").lstrip("0") or "0"
-        parts += [
-            f"## Validation pictures after step {when}",
-            "\n".join(f"![]({quote(p)})" for p in shown),
-        ]
+    if shown:
+        when = PurePosixPath(shown[0].path).parent.name.removeprefix("step-").lstrip("0") or "0"
+        parts.append(f"## Validation pictures after step {when}")
+        parts += [_picture(one) for one in shown]
     parts += ["## Training data", _data(samples)]
     parts += ["## Training", _training(config, lokr, name)]
     usable = EMBEDDED if model.name == EMBEDDED else base
     parts += ["## Use", _usage(repository, usable, words, averaged)]
     parts.append(f"Made with omnigen-pipe {tool_version()}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(shown: Shown) -> str:
+    """A picture with its text beneath."""
+    text = _MARKUP.sub(r"\\\g<0>", shown.text)
+    return f"![{text}]({quote(shown.path)})" + (f"\\\n{text}" if text else "")
 
 
 def trigger_words(config: Config) -> list[str]:

@@ -19,7 +19,7 @@ from omnigen_pipe.events import Events
 from omnigen_pipe.model.transformer import check_fits
 from omnigen_pipe.model_files import Model
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.runs import checkpoints
+from omnigen_pipe.runs import checkpoints, pictures
 from omnigen_pipe.runs.checkpoints import Checkpoint, Position, locate_adapter
 from omnigen_pipe.runs.conditions import processor, versions
 from omnigen_pipe.runs.frozen import FrozenSamples, describe, locate
@@ -235,6 +235,9 @@ class Session:
             return None
         checkpoints.set_aside(self.this.checkpoints, after=position.step)
         folder, staging = self.this.folder, self.workspace.staging
+        pictures.set_aside(
+            folder, position.step, lambda step: is_due(step, total, self.workspace.config)
+        )
         for line in truncate(folder / METRICS_NAME, position.step, staging)[-WINDOW_STEPS:]:
             if "samples_by_t" in line:  # not of earlier versions
                 window.add(sums_of(line))

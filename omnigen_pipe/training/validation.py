@@ -269,6 +269,8 @@ class Validator:
             )
             return _Drawn(latent.to(_CPU), signal=self.stop.signal)
         except Stopped as stopped:
+            if self.trainee.sharded:  # a second signal, which ends the process
+                raise
             return _Drawn(signal=stopped.signal)
         except (RuntimeError, MemoryError) as error:  # torch's own, of its memory, too
             failure = _said(error, self.trainee.device, picture)

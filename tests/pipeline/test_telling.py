@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import close_session
 from listening import SECRET, listener
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from pipeline_project import Project
-from training_project import draw_turned, run_first_four
+from training_project import change, draw_turned, run_first_four
 
+from manifests.errors import PipeError
 from omnigen_pipe import hub, webhooks
+from omnigen_pipe.training import loop, session
 from omnigen_pipe.training.validation import Validator
 from writable_hub import TOKEN, State, writable_hub
 
@@ -26,6 +32,14 @@ push_to_hub = true
 hub_model_id = "{REPOSITORY}"
 model_card_private = true
 model_card_note = "Only a test."
+"""
+
+PICTURES = """
+[validation]
+validation_prompt = "a zxq cat"
+validation_step_interval = 2
+validation_num_inference_steps = 1
+validation_resolution = "32x32"
 """
 
 
@@ -58,13 +72,18 @@ def everything(folder: Path) -> bytes:
 def test_a_complete_run_is_pushed_once(
     project: Callable[..., Project], tmp_path: Path, server: State
 ) -> None:
+    """And again once there are other pictures."""
     here = prepared(project, tmp_path, HUB, use_ema=True)
+    here.run("train")
     pictures = here.root / "runs" / "default" / "validation" / "step-000002"
     pictures.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(pictures / "a cat.png")
+    said = PngImagePlugin.PngInfo()
+    said.add_itxt("prompt", "a [zxq]:\ncat")
+    said.add_itxt("adapter", "ema.safetensors")
+    Image.new("RGB", (8, 8)).save(pictures / "a cat.png", pnginfo=said)
     done = here.run("train")
     assert server.repositories == {REPOSITORY: True}
-    assert server.commits == ["default: step 2"]
+    assert server.commits == ["default: step 2"] * 2
     assert "Pushed: http" in done.stdout
     checkpoint = here.root / "runs" / "default" / "checkpoints" / "step-00000002"
     for name in ("adapter.safetensors", "ema.safetensors"):
@@ -82,11 +101,18 @@ def test_a_complete_run_is_pushed_once(
         "`a zxq cat`",
         "| main | train | 4 | 4 |",
         "64x64 (4)",
-        "![](validation/step-000002/a%20cat.png)",
+        "![a \\[zxq\\]: cat (of the average)](validation/step-000002/a%20cat.png)\\\n"
+        "a \\[zxq\\]: cat (of the average)\n",
         f"hf download {REPOSITORY} adapter.safetensors",
         "ema.safetensors",
     ):
         assert wanted in card, wanted
+    assert ModelCard(card).data.to_dict()["widget"] == [
+        {
+            "text": "a [zxq]: cat (of the average)",
+            "output": {"url": "validation/step-000002/a%20cat.png"},
+        }
+    ]
     texts = [content for name, content in server.files.items() if not name.endswith(".png")]
     assert str(tmp_path).encode() not in b"".join(texts)
     assert b"private pictures" not in b"".join(texts)
@@ -97,6 +123,23 @@ def test_a_complete_run_is_pushed_once(
     assert "complete" in here.run("train").stdout
     assert "up to date" in here.run("run").stdout
     assert server.requests == []  # what is pushed is known without the hub
+
+
+def test_a_push_takes_out_what_the_run_before_has_left(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    server.files = {
+        name: b"of another run"
+        for name in ("ema.safetensors", "validation/step-000900/a-8x8.png", "samples.zip")
+    }
+    prepared(project, tmp_path, HUB).run("train")
+    assert sorted(server.files) == [
+        "README.md",
+        "adapter.safetensors",
+        "lycoris_config.json",
+        "samples.zip",
+        "training.json",
+    ]
 
 
 def test_a_push_that_fails_is_made_up_for_later(
@@ -133,20 +176,41 @@ def test_checkpoints_are_pushed_beside_the_training(
     project: Callable[..., Project], tmp_path: Path, server: State
 ) -> None:
     """At least the first one; and a push that fails is said, and fails nothing."""
-    extra = HUB + "push_checkpoints_to_hub = true\n"
-    options = {"max_train_steps": 4, "checkpoint_step_interval": 2, "checkpoints_total_limit": 1}
-    here = prepared(project, tmp_path, extra, **options)
-    here.run("train")
-    assert server.commits == ["default: step 2", "default: step 4"]
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["error"]\n'
+        extra = HUB + "push_checkpoints_to_hub = true\n" + hook
+        options = {"checkpoint_step_interval": 2, "checkpoints_total_limit": 1}
+        here = prepared(project, tmp_path, extra, max_train_steps=4, **options)
+        here.run("train")
+        assert server.commits == ["default: step 2", "default: step 4"]
 
-    (here.root / "omnigen-pipe.toml").write_text(
-        (here.root / "omnigen-pipe.toml").read_text().replace("= 4", "= 8", 1)
-    )
-    server.refusals["preupload"] = [403]
-    done = here.run("train")
+        change(here, max_train_steps=8)
+        server.refusals["preupload"] = [403]
+        done = here.run("train")
+    assert [(event["kind"], event["step"]) for event in got] == [("push", 6)]
+    assert got[0]["message"].startswith("A checkpoint was not pushed, step 6: ")
     assert "A checkpoint was not pushed, step 6" in done.stdout
     assert server.commits[-1] == "default: step 8"
     assert not [path for path in (here.root / "staging").rglob("*") if path.is_file()]
+
+
+def test_a_checkpoint_is_pushed_with_the_pictures_of_its_step(
+    project: Callable[..., Project], tmp_path: Path, server: State
+) -> None:
+    extra = HUB + "push_checkpoints_to_hub = true\n" + PICTURES
+    here = prepared(project, tmp_path, extra, max_train_steps=4, checkpoint_step_interval=2)
+    seen: dict[str, list[str]] = {}
+    upload = hub.upload
+
+    def seeing(repository: str, files: dict[str, Any], message: str, *rest: Any) -> str:
+        seen[message] = sorted(files)
+        return upload(repository, files, message, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub, "upload", seeing)
+        here.run("train")
+    steps = [name.split("/")[1] for name in seen["default: step 2"] if "/" in name]
+    assert steps == ["step-000000", "step-000002"]
 
 
 def test_webhooks_are_told_and_their_addresses_are_nowhere(
@@ -181,15 +245,6 @@ step_interval = 2
         assert SECRET not in done.stdout + done.stderr
 
 
-PICTURES = """
-[validation]
-validation_prompt = "a zxq cat"
-validation_step_interval = 2
-validation_num_inference_steps = 1
-validation_resolution = "32x32"
-"""
-
-
 def test_webhooks_get_the_validation_pictures_as_files(
     project: Callable[..., Project], tmp_path: Path
 ) -> None:
@@ -204,6 +259,90 @@ def test_webhooks_get_the_validation_pictures_as_files(
         for event in got:
             folder = here.root / "runs/default/validation" / f"step-{event['step']:06}"
             assert event["files"] == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def at_call(number: int, function: Callable[..., Any], then: Callable[[], Any]) -> Any:
+    """`function`, which does `then` before its call of this `number`, counted from 1."""
+    calls = count(1)
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == number:
+            then()
+        return function(*arguments, **options)
+
+    return counting
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_run_is_pushed_is_told_and_costs_only_the_push(
+    project: Callable[..., Project], tmp_path: Path, server: State, number: signal.Signals
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["end", "error"]\n'
+        here = prepared(project, tmp_path, HUB + hook)
+        with pytest.MonkeyPatch.context() as patch:
+            stopping = at_call(1, hub.upload, lambda: os.kill(os.getpid(), number))
+            patch.setattr(hub, "upload", stopping)
+            done = here.run("train", status=128 + number)
+        assert [(e["event"], e["step"], e["signal"]) for e in got] == [("end", 2, number)]
+    assert "The run is complete and saved." in done.stdout
+    assert server.commits == []
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert here.json("train")["counts"]["steps now"] == 0
+    assert server.commits == ["default: step 2"]
+
+
+def test_signals_that_cannot_wait_for_a_step_are_told(
+    project: Callable[..., Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the model is loaded, and a second one in a step."""
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupt_twice() -> None:
+        interrupt()
+        interrupt()
+
+    with listener() as (address, got):
+        hook = f'[[webhook]]\nurl = "{address}"\nevents = ["start", "end", "error"]\n'
+        here = prepared(project, tmp_path, hook, max_train_steps=4, checkpoint_step_interval=1)
+        monkeypatch.setattr(session, "load_trainee", at_call(1, session.load_trainee, interrupt))
+        assert "No checkpoint was saved yet" in here.run("train", status=130).stdout
+        monkeypatch.setattr(loop, "_take", at_call(3, loop._take, interrupt_twice))
+        assert "The newest checkpoint is of step 2." in here.run("train", status=130).stdout
+    assert [(event["event"], event["step"], event.get("signal")) for event in got] == [
+        ("start", 0, None),
+        ("end", 0, signal.SIGINT),
+        ("start", 0, None),
+        ("end", 2, signal.SIGINT),
+    ]
+
+
+def test_an_error_says_what_became_of_the_push_that_was_on_its_way(
+    project: Callable[..., Project],
+    tmp_path: Path,
+    server: State,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extra = HUB + "push_checkpoints_to_hub = true\n"
+    here = prepared(project, tmp_path, extra, max_train_steps=4, checkpoint_step_interval=1)
+    server.gates["preupload"] = threading.Event()
+    server.refusals["preupload"] = [403]
+
+    def fail() -> None:
+        raise PipeError("The step has failed.")
+
+    monkeypatch.setattr(loop, "_take", at_call(4, loop._take, fail))
+    said = here.run("train", status=1).stderr
+    server.gates["preupload"].set()
+    for thread in threading.enumerate():
+        if thread.name == "hub":
+            thread.join(60)
+    assert "The push of a checkpoint was on its way, and was given up." in said
+    assert "since one before was still on its way: 2." in said
+    assert "The step has failed." in said
 
 
 @pytest.mark.parametrize("heard", [False, True])

@@ -20,6 +20,8 @@ from PIL import Image
 from pipeline_project import Project, configured
 from training_project import change, copied, draw_turned, metrics, run_first_four
 
+from omnigen_pipe.runs import pushing
+from omnigen_pipe.runs.run import Run
 from omnigen_pipe.training import validation
 
 VALIDATION = """
@@ -399,6 +401,23 @@ def test_tensorboard_shows_pictures_and_once_what_the_run_is(
         assert shown[f"validation_ema/{name}"] == [1, 2, 3]
     assert shown["configuration/text_summary"] == [0]
     assert shown["data/text_summary"] == [0]
+
+
+def test_pictures_of_a_training_that_was_left_are_set_aside(drawn: Project, tmp_path: Path) -> None:
+    """Only those of steps that come again, and are not due any more."""
+    here = copied(drawn, tmp_path)
+    folder = here.root / "runs" / "default"
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    file = here.root / "omnigen-pipe.toml"
+    file.write_text(file.read_text().replace("_step_interval = 2\n", "_step_interval = 3\n"))
+    change(here, max_train_steps=5, checkpoint_step_interval=2)
+    here.run(*TRAIN)
+    assert sorted(path.name for path in (folder / "validation").iterdir()) == [
+        "left-0-step-000004",
+        *(f"step-{step:06d}" for step in (0, 2, 3, 5)),
+    ]
+    found = [path.parent.name for path in pushing.validation_pictures(Run("default", folder), 5)]
+    assert set(found) == {f"step-{step:06d}" for step in (0, 2, 3, 5)}
 
 
 @pytest.mark.parametrize(

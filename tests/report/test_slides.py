@@ -37,10 +37,10 @@ def test_where_room_ends_the_steps_that_are_left_are_all_over(count: int) -> Non
 
 def test_pictures_come_by_name_and_step(tmp_path: Path) -> None:
     place = workspace(tmp_path)
-    folder = run(place, "r", 1, {"cat-64x48": [0, 100, 200], "dog-64x48": [200]}, "a <b>")
+    folder = run(place, "r", 1, {"cat-64x48": [0, 100, 200, 300], "dog-64x48": [200]}, "a <b>")
     (folder / "validation" / "step-000100" / "cat-64x48.png").write_bytes(b"no picture")
     (folder / "validation" / "elsewhere").mkdir()
-    found, others = slides(folder, Album(10**6))
+    found, others = slides(folder, 200, Album(10**6))
     assert [(one.name, one.steps, one.prompt) for one in found] == [
         ("cat-64x48", 3, "a <b>"),
         ("dog-64x48", 1, "a <b>"),
@@ -56,7 +56,7 @@ def test_many_steps_and_pictures_are_thinned(tmp_path: Path) -> None:
     place = workspace(tmp_path)
     names = {f"p{n:02d}": [1] for n in range(MOST_PICTURES)}
     folder = run(place, "r", 1, {"a": list(range(MOST_STEPS + 7)), **names})
-    found, others = slides(folder, Album(10**7))
+    found, others = slides(folder, 999, Album(10**7))
     assert (len(found), others) == (MOST_PICTURES, 1)
     assert (len(found[0].slides), found[0].steps) == (MOST_STEPS, MOST_STEPS + 7)
 
@@ -66,8 +66,8 @@ def test_a_full_album_keeps_the_last_step_of_every_picture(tmp_path: Path) -> No
     steps = list(range(8))
     folder = run(place, "r", 1, {"a": steps, "b": steps})
     whole = Album(10**7)
-    slides(folder, whole)
+    slides(folder, 7, whole)
     album = Album(whole.used // 3)
-    found, _ = slides(folder, album)
+    found, _ = slides(folder, 7, album)
     assert all(one.slides[-1].step == 7 for one in found)
     assert album.refused == 16 - sum(len(one.slides) for one in found) > 0

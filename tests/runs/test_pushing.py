@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from omnigen_pipe.runs import pushing
 from omnigen_pipe.runs.pushing import validation_pictures
 from omnigen_pipe.runs.run import Run
 from omnigen_pipe.sampling.requests import Request, Settings
@@ -35,3 +38,22 @@ def test_what_is_no_picture_of_a_validation_is_not_pushed(tmp_path: Path) -> Non
     (folder.parent / "step-000001").symlink_to(tmp_path, target_is_directory=True)
     (folder.parent / "mine.png").write_bytes(b"")
     assert validation_pictures(Run("run", tmp_path / "run"), 2) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("ema.safetensors", True),
+        ("validation/step-000200/cat-64x64.png", True),
+        ("validation/step-1000000/a cat.JPG", True),
+        ("adapter.safetensors", False),  # every push brings one
+        ("old/ema.safetensors", False),
+        ("validation/mine.png", False),
+        ("validation/step-000200/notes.txt", False),
+        ("validation/step-000200/mine/cat.png", False),
+        ("validation/step-best/cat.png", False),
+        ("mine/validation/step-000200/cat.png", False),
+    ],
+)
+def test_only_what_pushes_bring_is_taken_out_of_the_repository(name: str, ours: bool) -> None:
+    assert pushing._is_ours(name) == ours
