@@ -158,21 +158,25 @@ class Wandb:
         self._wandb: Any = wandb
         self._say = say
         self._failed = False
-        quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
-        patience = {"finish_timeout": _WANDB_PATIENCE}
+        settings: dict[str, Any] = {"silent": True, "console": "off"}
+        settings |= {"disable_git": True, "save_code": False}
+        if "finish_timeout" in wandb.Settings.model_fields:  # older ones wait without end
+            settings["finish_timeout"] = _WANDB_PATIENCE
+        run_id = _wandb_id(folder / _WANDB_ID, staging, steps_done)
         try:
             self._run: Any = wandb.init(
                 project=project,
                 name=folder.name,
-                id=_wandb_id(folder / _WANDB_ID, staging, steps_done),
+                id=run_id,
                 resume="allow",
                 dir=str(folder),
-                settings=wandb.Settings(**quiet, **patience),
+                settings=wandb.Settings(**settings),
             )
-        except (wandb.Error, OSError) as error:
+        # Not all that wandb raises is a wandb.Error: where its service does not answer it is not.
+        except Exception as error:
             raise PipeError(
-                f"wandb did not start: {error}. Log in by `wandb login`, set WANDB_MODE=offline, "
-                'or set report_to = "tensorboard".'
+                f"wandb did not start: {first_line(error)}. Log in by `wandb login`, set "
+                'WANDB_MODE=offline, or set report_to = "tensorboard".'
             ) from error
 
     def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -199,8 +203,7 @@ class Wandb:
             return
         try:
             show()
-        # Not all that wandb raises is a wandb.Error: where its service is gone it is not.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # as above
             self._failed = True
             why = first_line(error)
             self._say(f"wandb has failed, and is shown no more of this run until it goes on: {why}")

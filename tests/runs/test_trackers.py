@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
-from manifests.errors import UsageError
+from manifests.errors import PipeError, UsageError
 from omnigen_pipe.runs import trackers
 
 
@@ -40,14 +41,48 @@ def test_wandb_is_told_the_configuration_the_data_and_the_losses(
     """In the file that it sends later, as its own protocol says it."""
     pytest.importorskip("wandb")
     folder = offline(tmp_path, monkeypatch)
-    (tracker,) = trackers.opened("wandb", folder, tmp_path / "staging", 0, "project", print)
-    tracker.describe({"train": {"seed": 4711}}, {"samples": {"train": 4712}})
-    tracker.scalars(1, {"train/loss": 47.13})
+    (tracker,) = trackers.opened("wandb", folder, tmp_path / "staging", 0, "odd-project", print)
+    tracker.describe({"train": {"seed": 4711}}, {"odd-data": {"train": 4712}})
+    tracker.scalars(1, {"odd/loss": 47.13})
     tracker.close(False)
     (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     kept = file.read_bytes()
-    for said in (b"project", b"run", b"configuration", b"4711", b"data", b"4712", b"47.13"):
+    for said in (b"odd-project", b"odd-run", b"4711", b"odd-data", b"4712", b"odd/loss", b"47.13"):
         assert said in kept, said
+
+
+class OldSettings(BaseModel, extra="forbid"):
+    """What is used of the wandb.Settings of 0.25, which has no finish_timeout."""
+
+    silent: bool
+    console: str
+    disable_git: bool
+    save_code: bool
+
+
+def test_a_wandb_that_knows_no_finish_timeout_is_given_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb, "Settings", OldSettings)
+    given: list[OldSettings] = []
+    monkeypatch.setattr(wandb, "init", lambda **options: given.append(options["settings"]))
+    trackers.opened("wandb", tmp_path / "run", tmp_path / "staging", 0, "project", print)
+    assert [settings.silent for settings in given] == [True]
+
+
+def test_whatever_wandb_cannot_start_for_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its service does not answer it raises a plain Exception."""
+    wandb = pytest.importorskip("wandb")
+
+    def silent_service(**_: object) -> None:
+        raise Exception("Failed to connect to the service\nand more")
+
+    monkeypatch.setattr(wandb, "init", silent_service)
+    with pytest.raises(PipeError, match="did not start: Failed to connect to the service"):
+        trackers.opened("wandb", tmp_path / "run", tmp_path / "staging", 0, "project", print)
 
 
 def test_where_wandb_s_service_is_gone_training_goes_on(
@@ -77,7 +112,7 @@ def offline(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(root / "home"))
-    folder = root / "run"
+    folder = root / "odd-run"
     folder.mkdir()
     return folder
 
