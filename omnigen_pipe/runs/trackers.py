@@ -182,36 +182,47 @@ class Wandb:
     def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """See `Tracker`: as the run's config, where a resumed run's takes the old one's place."""
         entries = {"configuration": dict(configuration), "data": dict(data)}
-        self._try(lambda: self._run.config.update(entries, allow_val_change=True))
+        self._show(lambda: self._run.config.update(entries, allow_val_change=True))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        self._try(lambda: self._log(step, dict(values)))
+        self._show(lambda: self._log(step, dict(values)))
 
     def picture(self, step: int, name: str, path: Path, caption: str) -> None:
         """See `Tracker`."""
-        self._try(lambda: self._log(step, {name: self._wandb.Image(str(path), caption=caption)}))
+        self._show(lambda: self._log(step, {name: self._wandb.Image(str(path), caption=caption)}))
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if values and step >= self._run.step:  # what lies before can be added to no more
             self._run.log(values, step=step)
 
-    def _try(self, show: Callable[[], object]) -> None:
-        """Show something. Where that fails the rest is shown no more: all of it is in the run's own
-        files, and the training is worth more."""
-        if self._failed:
-            return
+    def _show(self, show: Callable[[], object]) -> None:
+        """Show something, unless something failed before: all of it is in the run's own files, and
+        the training is worth more."""
+        if not self._failed:
+            self._works(show)
+
+    def _works(self, act: Callable[[], object]) -> bool:
+        """Whether `act` does not fail; the first failure is said."""
         try:
-            show()
-        except Exception as error:  # noqa: BLE001  # as above
+            act()
+        # As above; and its teardown ends the process where its service ended badly.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            if not self._failed:
+                self._say(
+                    "wandb has failed, and is shown no more of this run until it goes on: "
+                    f"{first_line(error)}"
+                )
             self._failed = True
-            why = first_line(error)
-            self._say(f"wandb has failed, and is shown no more of this run until it goes on: {why}")
+            return False
+        return True
 
     def close(self, failed: bool) -> None:
-        """See `Tracker`."""
-        # What could not be sent lies in its folder; where it failed before, that was said.
-        self._try(lambda: self._run.finish(exit_code=int(failed)))
+        """See `Tracker`: what could not be sent lies in its folder."""
+        code = int(failed)
+        if not self._works(lambda: self._run.finish(exit_code=code)):
+            # Where its service is gone, a hook of its own would print that when the process ends.
+            self._works(lambda: self._wandb.teardown(exit_code=code))
 
 
 def _wandb_id(path: Path, staging: Path, steps_done: int) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -128,6 +131,59 @@ def services() -> list[int]:
                     found.append(int(entry.name))
     assert found
     return found
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_trackers import services
+from omnigen_pipe.runs import trackers
+root = Path(sys.argv[1])
+(tracker,) = trackers.opened("wandb", root / "odd-run", root / "staging", 0, "project", print)
+tracker.scalars(1, {"train/loss": 1.0})
+for process in services():
+    os.kill(process, signal.SIGKILL)
+tracker.close(False)
+"""
+
+
+def test_where_wandb_s_service_is_gone_the_process_ends_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known at the end at the latest, and said in one sentence."""
+    pytest.importorskip("wandb")
+    offline(tmp_path, monkeypatch)
+    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ended = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": here},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (sentence,) = ended.stdout.splitlines()
+    assert sentence.startswith("wandb has failed")
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_run_is_finished_though_something_was_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool
+) -> None:
+    """And wandb is told how it ended; its service lives, and is left alone."""
+    wandb = pytest.importorskip("wandb")
+    run = Mock(step=0)
+    run.log.side_effect = ValueError("no room")
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    monkeypatch.setattr(wandb, "teardown", pytest.fail)
+    said: list[str] = []
+    (tracker,) = trackers.opened("wandb", tmp_path / "r", tmp_path / "s", 0, "p", said.append)
+    for step in (1, 2):
+        tracker.scalars(step, {"train/loss": 1.0})
+    tracker.close(failed)
+    assert [sentence.rsplit(": ", 1)[1] for sentence in said] == ["no room"]
+    run.log.assert_called_once()
+    run.finish.assert_called_once_with(exit_code=int(failed))
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
