@@ -41,6 +41,10 @@ class Tracker(Protocol):
         """Show the picture in the file `path`."""
         ...
 
+    def flush(self) -> None:
+        """Bring what was shown to where it outlives this process, however that ends."""
+        ...
+
     def close(self, failed: bool) -> None:
         """Bring everything to where it is kept; `failed` where an error ends the run."""
         ...
@@ -126,6 +130,10 @@ class TensorBoard:
         except OSError as error:
             raise WriteError(self._folder, error) from error
 
+    def flush(self) -> None:
+        """See `Tracker`: into the file, which a thread does by itself within two minutes."""
+        self._write("flush")
+
     def close(self, failed: bool) -> None:
         """See `Tracker`."""
         threading.excepthook = self._thread_hook
@@ -138,8 +146,8 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases, online or, with WANDB_MODE=offline, in `folder/wandb/`.
 
-    It keeps its id over resumes. Where it knows later steps already, a resumed run shows them not
-    again: a resume gives the same numbers.
+    It keeps its id over resumes. Of steps that it knows already it takes nothing more: a resumed
+    run shows it only those after them, and says so.
     """
 
     def __init__(
@@ -178,6 +186,15 @@ class Wandb:
                 f"wandb did not start: {first_line(error)}. Log in by `wandb login`, set "
                 'WANDB_MODE=offline, or set report_to = "tensorboard".'
             ) from error
+        last = self._run.step - 1  # its step is the next one that it takes
+        if last > steps_done:
+            say(
+                f"wandb knows this run up to step {last}, and can take nothing back: it goes on "
+                f"showing its old numbers and pictures of the steps {steps_done + 1} to {last}, "
+                "and none of what is trained now, which is the same only where no setting was "
+                "changed. metrics.jsonl has what is trained now. To see it in wandb, as a run of "
+                f"its own: stop, delete {folder / _WANDB_ID}, and start again."
+            )
 
     def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """See `Tracker`: as the run's config, where a resumed run's takes the old one's place."""
@@ -191,6 +208,9 @@ class Wandb:
     def picture(self, step: int, name: str, path: Path, caption: str) -> None:
         """See `Tracker`."""
         self._show(lambda: self._log(step, {name: self._wandb.Image(str(path), caption=caption)}))
+
+    def flush(self) -> None:
+        """See `Tracker`: its service has it, which is a process of its own."""
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if values and step >= self._run.step:  # what lies before can be added to no more
