@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from manifests.errors import PipeError
 from manifests.query import query
+from omnigen_pipe.images.mask_files import mask_root
+from omnigen_pipe.images.masks import Kind, latent_weights, read_mask
 from omnigen_pipe.maintenance.explanation import Keys, explain_samples
 from omnigen_pipe.report.page import render
 from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
@@ -18,6 +25,9 @@ MOST_SHEETS = 24
 
 #: The longer side of a thumbnail in pixels.
 _THUMBNAIL = 224
+
+#: What lies over what a mask leaves out, and how much of it, of 255, where nothing counts.
+_RED, _OPACITY = (230, 20, 60), 170
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,26 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Veil:
+    """A sample's loss mask: the `data:` URI of a picture that lies over the crop, redder the less
+    it counts, and the mean weight, 0 to 1; or why it cannot be shown."""
+
+    uri: str | None = None
+    mean: float | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Card:
     """One sample: what `explain_samples` says of it, and its thumbnail with the crop, or why there
-    is none. `size` is the thumbnail's, in pixels."""
+    is none. `size` is the thumbnail's, in pixels; `veil` is there where it has a mask."""
 
     sample: dict[str, Any]
     uri: str | None
     problem: str | None
     size: tuple[int, int]
     box: Box
+    veil: Veil | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +168,7 @@ def _card(
 ) -> Card | None:
     """The card of a sample; None where the album has no room for its picture and its text."""
     size = fitted((row["resize_width"], row["resize_height"]), _THUMBNAIL)
-    card = Card(sample, None, None, size, crop_box(row))
+    card = Card(sample, None, None, size, crop_box(row), _veil(workspace, roots, row))
     try:
         data = read_file(roots, [(row["dataset"], row["path"])], row["content_hash"])
         background = workspace.config.pixels.alpha_background
@@ -161,6 +182,36 @@ def _card(
         uri = album.add(shown, _weight(replace(card, uri="data:"), row["bucket"]))
         return None if uri is None else replace(card, uri=uri)
     return card if album.take(_weight(card, row["bucket"])) else None
+
+
+def _veil(workspace: Workspace, roots: dict[str, Path], row: dict[str, Any]) -> Veil | None:
+    """The loss mask of a sample as training applies it; None where it has none."""
+    if row["mask_key"] is None:
+        return None
+    path: str = row["path"]
+    kind: Kind = "alpha"
+    if row["mask_path"] is not None:
+        path, kind = row["mask_path"], "greyscale"
+        folders = {one.id: mask_root(workspace, one) for one in workspace.config.datasets}
+        roots = {name: folder for name, folder in folders.items() if folder is not None}
+    width, height = (int(side) for side in row["bucket"].split("x"))
+    resize = row["resize_width"], row["resize_height"]
+    crop = row["crop_left"], row["crop_top"]
+    try:
+        data = read_file(roots, [(row["dataset"], path)], row["mask_hash"])
+        weights = latent_weights(read_mask(data, kind), (width, height), resize, crop)
+    except (PipeError, ValueError) as error:  # the latter of a crop that leaves the image
+        return Veil(problem=str(error))
+    except MemoryError:
+        return Veil(problem="too little memory to decode it")
+    opacity = Image.fromarray(np.uint8(np.rint((1 - weights) * _OPACITY)))
+    opacity = opacity.resize(fitted(opacity.size, _THUMBNAIL), Image.Resampling.BOX)
+    picture = Image.new("RGB", opacity.size, _RED)
+    picture.putalpha(opacity)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return Veil(uri, float(weights.mean(dtype=np.float64)))
 
 
 def _weight(card: Card, bucket: str) -> int:

@@ -159,7 +159,7 @@ def _most_frequent(workspace: Workspace, seed: int) -> list[dict[str, Any]]:
             SELECT caption FROM captions ORDER BY md5(dataset || path || $1) LIMIT $2
         ), said AS (
             SELECT unnest(list_distinct(regexp_extract_all(
-                lower(caption), '[\\p{{L}}\\p{{N}}][\\p{{L}}\\p{{N}}''’-]*'
+                lower(caption), '[\\p{{L}}\\p{{N}}][\\p{{L}}\\p{{M}}\\p{{N}}''’-]*'
             ))) AS word FROM counted
         )
         SELECT word, count(*) AS n FROM said GROUP BY word ORDER BY n DESC, word LIMIT $3

@@ -83,9 +83,11 @@ class MetricsWriter:
             raise failure
 
     def flush(self) -> None:
-        """Bring the lines to the disk: a checkpoint must not outlive the lines before it."""
+        """Bring the lines to the disk, and trackers' things to where they are kept: a checkpoint
+        must not outlive what was before it."""
         for file in (self._metrics, self._evaluations, self._scores):
             os.fsync(file.fileno())
+        self._flush_trackers()
 
     def write(
         self, step: int, values: Mapping[str, Any], board: Mapping[str, float] | None = None
@@ -112,6 +114,7 @@ class MetricsWriter:
         """
         _append(self._scores, step, values)
         self._show(step, board)
+        self._flush_trackers()
 
     def has_scores(self, step: int) -> bool:
         """Whether scores of the pictures after `step` are recorded."""
@@ -125,6 +128,12 @@ class MetricsWriter:
         """Show trackers the picture in the file `path`."""
         for tracker in self._trackers:
             tracker.picture(step, name, path, caption)
+        self._flush_trackers()
+
+    def _flush_trackers(self) -> None:
+        """Also after what belongs to a checkpoint and comes after it: that is not shown again."""
+        for tracker in self._trackers:
+            tracker.flush()
 
 
 def _append(file: TextIO, step: int, values: Mapping[str, Any]) -> None:

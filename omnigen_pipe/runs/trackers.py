@@ -41,6 +41,10 @@ class Tracker(Protocol):
         """Show the picture in the file `path`."""
         ...
 
+    def flush(self) -> None:
+        """Bring what was shown to where it outlives this process, however that ends."""
+        ...
+
     def close(self, failed: bool) -> None:
         """Bring everything to where it is kept; `failed` where an error ends the run."""
         ...
@@ -126,6 +130,10 @@ class TensorBoard:
         except OSError as error:
             raise WriteError(self._folder, error) from error
 
+    def flush(self) -> None:
+        """See `Tracker`: into the file, which a thread does by itself within two minutes."""
+        self._write("flush")
+
     def close(self, failed: bool) -> None:
         """See `Tracker`."""
         threading.excepthook = self._thread_hook
@@ -138,8 +146,8 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases, online or, with WANDB_MODE=offline, in `folder/wandb/`.
 
-    It keeps its id over resumes. Where it knows later steps already, a resumed run shows them not
-    again: a resume gives the same numbers.
+    It keeps its id over resumes. Of steps that it knows already it takes nothing more: a resumed
+    run shows it only those after them, and says so.
     """
 
     def __init__(
@@ -158,57 +166,83 @@ class Wandb:
         self._wandb: Any = wandb
         self._say = say
         self._failed = False
-        quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False}
-        patience = {"finish_timeout": _WANDB_PATIENCE}
+        settings: dict[str, Any] = {"silent": True, "console": "off"}
+        settings |= {"disable_git": True, "save_code": False}
+        if "finish_timeout" in wandb.Settings.model_fields:  # older ones wait without end
+            settings["finish_timeout"] = _WANDB_PATIENCE
+        run_id = _wandb_id(folder / _WANDB_ID, staging, steps_done)
         try:
             self._run: Any = wandb.init(
                 project=project,
                 name=folder.name,
-                id=_wandb_id(folder / _WANDB_ID, staging, steps_done),
+                id=run_id,
                 resume="allow",
                 dir=str(folder),
-                settings=wandb.Settings(**quiet, **patience),
+                settings=wandb.Settings(**settings),
             )
-        except (wandb.Error, OSError) as error:
+        # Not all that wandb raises is a wandb.Error: where its service does not answer it is not.
+        except Exception as error:
             raise PipeError(
-                f"wandb did not start: {error}. Log in by `wandb login`, set WANDB_MODE=offline, "
-                'or set report_to = "tensorboard".'
+                f"wandb did not start: {first_line(error)}. Log in by `wandb login`, set "
+                'WANDB_MODE=offline, or set report_to = "tensorboard".'
             ) from error
+        last = self._run.step - 1  # its step is the next one that it takes
+        if last > steps_done:
+            say(
+                f"wandb knows this run up to step {last}, and can take nothing back: it goes on "
+                f"showing its old numbers and pictures of the steps {steps_done + 1} to {last}, "
+                "and none of what is trained now, which is the same only where no setting was "
+                "changed. metrics.jsonl has what is trained now. To see it in wandb, as a run of "
+                f"its own: stop, delete {folder / _WANDB_ID}, and start again."
+            )
 
     def describe(self, configuration: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """See `Tracker`: as the run's config, where a resumed run's takes the old one's place."""
         entries = {"configuration": dict(configuration), "data": dict(data)}
-        self._try(lambda: self._run.config.update(entries, allow_val_change=True))
+        self._show(lambda: self._run.config.update(entries, allow_val_change=True))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        self._try(lambda: self._log(step, dict(values)))
+        self._show(lambda: self._log(step, dict(values)))
 
     def picture(self, step: int, name: str, path: Path, caption: str) -> None:
         """See `Tracker`."""
-        self._try(lambda: self._log(step, {name: self._wandb.Image(str(path), caption=caption)}))
+        self._show(lambda: self._log(step, {name: self._wandb.Image(str(path), caption=caption)}))
+
+    def flush(self) -> None:
+        """See `Tracker`: its service has it, which is a process of its own."""
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
         if values and step >= self._run.step:  # what lies before can be added to no more
             self._run.log(values, step=step)
 
-    def _try(self, show: Callable[[], object]) -> None:
-        """Show something. Where that fails the rest is shown no more: all of it is in the run's own
-        files, and the training is worth more."""
-        if self._failed:
-            return
+    def _show(self, show: Callable[[], object]) -> None:
+        """Show something, unless something failed before: all of it is in the run's own files, and
+        the training is worth more."""
+        if not self._failed:
+            self._works(show)
+
+    def _works(self, act: Callable[[], object]) -> bool:
+        """Whether `act` does not fail; the first failure is said."""
         try:
-            show()
-        # Not all that wandb raises is a wandb.Error: where its service is gone it is not.
-        except Exception as error:  # noqa: BLE001
+            act()
+        # As above; and its teardown ends the process where its service ended badly.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            if not self._failed:
+                self._say(
+                    "wandb has failed, and is shown no more of this run until it goes on: "
+                    f"{first_line(error)}"
+                )
             self._failed = True
-            why = first_line(error)
-            self._say(f"wandb has failed, and is shown no more of this run until it goes on: {why}")
+            return False
+        return True
 
     def close(self, failed: bool) -> None:
-        """See `Tracker`."""
-        # What could not be sent lies in its folder; where it failed before, that was said.
-        self._try(lambda: self._run.finish(exit_code=int(failed)))
+        """See `Tracker`: what could not be sent lies in its folder."""
+        code = int(failed)
+        if not self._works(lambda: self._run.finish(exit_code=code)):
+            # Where its service is gone, a hook of its own would print that when the process ends.
+            self._works(lambda: self._wandb.teardown(exit_code=code))
 
 
 def _wandb_id(path: Path, staging: Path, steps_done: int) -> str:

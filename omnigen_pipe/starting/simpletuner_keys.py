@@ -56,7 +56,9 @@ PATHS = {
     "pretrained_vae_model_name_or_path",
     "pretrained_evaluation_model_name_or_path",
     "user_prompt_library",
+    "init_lora",
     "instance_data_dir",
+    "list_file",
     "mask",
 }
 

@@ -326,7 +326,8 @@ class Validator:
             try:
                 with Image.open(path) as found:
                     found.load()
-            except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damage
+            # What Pillow says of damage, and of a short memory.
+            except (OSError, SyntaxError, ValueError, MemoryError) as error:
                 self._say(f"{path} is shown in no tracker: {first_line(error)}")
                 return
             name = f"{room}/{picture.name}"

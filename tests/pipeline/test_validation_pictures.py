@@ -420,6 +420,30 @@ def test_pictures_of_a_training_that_was_left_are_set_aside(drawn: Project, tmp_
     assert set(found) == {f"step-{step:06d}" for step in (0, 2, 3, 5)}
 
 
+def test_wandb_and_tensorboard_show_the_same_run(
+    prepared: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures to the byte, and what the run is; wandb reaches no network."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    here = copied(prepared, tmp_path)
+    change(here, report_to="all", max_train_steps=2, tracker_project_name="odd-project")
+    here.run(*TRAIN)
+    wandb.teardown()  # waits for its service, which writes its files
+    folder = here.root / "runs" / "default"
+    media = folder.glob("wandb/offline-run-*/files/media/images/validation*/*.png")
+    assert {path.read_bytes() for path in media} == set(_pictures(here).values())
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    kept = file.read_bytes()
+    samples = json.loads((folder / "run.json").read_text())["samples"]
+    for said in ("odd-project", samples, "Cat-token-32x32", "train/loss"):
+        assert said.encode() in kept, said
+    shown = dict(_tagged(here))
+    assert all(shown[f"validation/{name}-{size}"] == [0, 2] for name in NAMES for size in SIZES)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

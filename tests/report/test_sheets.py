@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from made import filed, image, picture, publish, workspace
-from PIL import Image
+from PIL import Image, ImageChops
 
 from omnigen_pipe.images.sources import reachable_roots
 from omnigen_pipe.maintenance.explanation import Keys
@@ -101,6 +102,75 @@ def test_the_box_lies_where_the_crop_shows_it(
     far = (x < box.left - edge) | (x > box.left + box.width + edge)
     far |= (y < box.top - edge) | (y > box.top + box.height + edge)
     assert shown[far].max(initial=0) < 55
+
+
+def masked(tmp_path: Path, mask: Image.Image, folder: str) -> Any:
+    """The card of a picture of 256x128 px, of which the middle is cropped; `mask` lies over it."""
+    place = workspace(
+        tmp_path,
+        {"id": "a", "instance_data_dir": "a", "resolution": 128, "resolution_type": "pixel",
+         "crop": True, "crop_aspect": "square", "mask": folder},
+    )  # fmt: skip
+    shown = picture(1, (256, 128))
+    if folder == "alpha":
+        shown.putalpha(mask)
+        row = filed(place, "a", "one.png", shown)
+        row["mask_hash"] = row["content_hash"]
+    else:
+        file = place.root / folder / "one.png"
+        file.parent.mkdir()
+        mask.save(file)
+        digest = blake3(file.read_bytes()).hexdigest()[:32]
+        row = filed(place, "a", "one.png", shown, mask_path="one.png", mask_hash=digest)
+    publish(place, [row])
+    (card,) = sheets(place).cards
+    return place, card
+
+
+def black_to(column: int) -> Image.Image:
+    """A mask of 256x128 px that is black left of `column`."""
+    mask = Image.new("L", (256, 128), 255)
+    mask.paste(0, (0, 0, column, 128))
+    return mask
+
+
+@pytest.mark.parametrize("folder", ["masks", "alpha"])
+def test_what_a_mask_leaves_out_of_the_crop_is_red(tmp_path: Path, folder: str) -> None:
+    """The crop begins at 64, so that 32 of its 128 columns do not count; where the mask is the
+    other way round, that is seen."""
+    _, card = masked(tmp_path / "right", black_to(96), folder)
+    assert card.veil.mean == 0.75
+    veil = Image.open(io.BytesIO(base64.b64decode(card.veil.uri.split(",")[1])))
+    opacity = np.asarray(veil.getchannel("A"))
+    assert opacity.shape == (16, 16)
+    assert opacity[:, :4].min() > 100
+    assert opacity[:, 4:].max() == 0
+    page = render("card.html.jinja", card=card, bucket="128x128")
+    assert "75.0 % counts" in page
+    assert card.veil.uri in page
+    _, inverted = masked(tmp_path / "wrong", ImageChops.invert(black_to(96)), folder)
+    assert inverted.veil.mean == 0.25
+
+
+def test_a_mask_that_is_gone_is_said_and_its_image_shown(tmp_path: Path) -> None:
+    place, _ = masked(tmp_path, black_to(96), "masks")
+    (place.root / "masks" / "one.png").unlink()
+    (card,) = sheets(place).cards
+    assert card.uri is not None
+    assert card.veil.uri is None
+    elsewhere = {"id": "a", "instance_data_dir": "a", "resolution": 128}  # no mask any more
+    (unmasked,) = sheets(workspace(tmp_path, elsewhere)).cards
+    assert unmasked.veil.problem == "its dataset's folder is out of reach"
+    page = render("card.html.jinja", card=card, bucket="128x128")
+    assert f"Mask not shown: {card.veil.problem}" in page
+    assert str(tmp_path) not in page
+
+
+def test_masks_count_towards_what_a_page_may_weigh(tmp_path: Path) -> None:
+    place, card = masked(tmp_path, black_to(96), "masks")
+    room = len(render("card.html.jinja", card=card, bucket="128x128").encode()) + len("data:")
+    assert len(sheets(place, room=room).cards) == 1
+    assert sheets(place, room=room - len(card.veil.uri)).cards == []
 
 
 def many(tmp_path: Path, buckets: int = 3, each: int = 5) -> Any:

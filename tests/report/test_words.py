@@ -16,7 +16,9 @@ from omnigen_pipe.report.words import Words, words
 from omnigen_pipe.workspace import Workspace
 
 DATASET = {"id": "a", "instance_data_dir": "a", "resolution": 64, "resolution_type": "pixel"}
-WORDS = st.sampled_from(("a", "Cat", "cat", "it's", "well-kept", "Käfer", "7"))
+WORDS = st.sampled_from(
+    ("a", "Cat", "cat", "it's", "well-kept", "Käfer", "7", "cafe\u0301", "हिन्दी", "น้ำ")
+)
 CAPTIONS = st.lists(
     st.lists(WORDS, max_size=12).map(" ".join) | st.sampled_from(("", "  ", ", …")), max_size=4
 )

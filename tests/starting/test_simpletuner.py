@@ -13,6 +13,7 @@ from manifests.errors import UsageError
 from omnigen_pipe import config
 from omnigen_pipe.starting.configuration_file import write
 from omnigen_pipe.starting.simpletuner import Conversion, Entry, Outcome, convert
+from omnigen_pipe.starting.simpletuner_keys import PATHS, TABLES
 
 GUIDE = Path(__file__).resolve().parents[3] / "shared" / "seed" / "omnigen-quickstart.pt.md"
 
@@ -336,6 +337,33 @@ def test_a_base_model_that_cannot_be_compiled_is_not(tmp_path: Path) -> None:
     assert "int4-quanto" in entry.note
     assert converted.train.base_model_precision == "int4-quanto"
     assert converted.train.dynamo_backend == "no"
+
+
+#: Texts of the configuration that are no paths, or are none that the converter writes.
+NO_PATHS = {
+    *("tracker_run_name", "resume_from_checkpoint", "tracker_project_name", "revision"),
+    *("lycoris_config", "validation_preview_model", "validation_preview_revision"),
+    *("validation_prompt", "validation_negative_prompt", "validation_resolution"),
+    *("pretrained_evaluation_model_revision", "hub_model_id", "model_card_license"),
+    *("model_card_note", "caption_column", "path_column", "instance_prompt", "id"),
+}
+
+
+def test_every_key_that_is_a_path_is_moved() -> None:
+    texts = {
+        name
+        for table in (*TABLES.values(), config.DatasetConfig)
+        for name, info in table.model_fields.items()
+        if str in (info.annotation, *get_args(info.annotation))
+    }
+    assert texts - NO_PATHS == PATHS
+    assert texts >= NO_PATHS
+
+
+def test_an_adapter_to_start_from_is_found_from_the_workspace(tmp_path: Path) -> None:
+    entry, converted = one(tmp_path, init_lora="output/adapter.safetensors")
+    assert converted.train.init_lora == str(tmp_path / "st" / "output/adapter.safetensors")
+    assert "there is nothing at" in entry.note
 
 
 @pytest.mark.parametrize("key", ["--learning_rate", "--learning-rate", "learning_rate"])
