@@ -120,11 +120,23 @@ class Model:
         if folder is not None and not (folder / part).is_dir():
             if not download and not self.is_local:
                 return None  # the cache holds other parts only
+            wanted = "diffusers' layout, with transformer/, vae/, tokenizer/ and scheduler/"
+            if self._is_of_the_authors(folder):
+                raise UsageError(
+                    f"{self.name} is an OmniGen in its authors' layout, and what is named by "
+                    f"--model or pretrained_model_name_or_path must have {wanted}: name "
+                    "Shitao/OmniGen-v1-diffusers, or export with `--layout diffusers`."
+                )
             raise UsageError(
-                f"{self.name} has no folder `{part}/`. pretrained_model_name_or_path must name an "
-                "OmniGen in diffusers' layout, with transformer/, vae/, tokenizer/ and scheduler/."
+                f"{self.name} has no folder `{part}/`. What is named by --model or "
+                f"pretrained_model_name_or_path must be an OmniGen in {wanted}."
             )
         return folder / part if folder is not None else None
+
+    def _is_of_the_authors(self, folder: Path) -> bool:
+        """Whether it is what the authors published, or `export --layout omnigen` writes."""
+        weights = (folder / "model.safetensors").is_file()
+        return self.name == "Shitao/OmniGen-v1" or (weights and (folder / "config.json").is_file())
 
     def _other_vae(self, name: str, download: bool) -> Path | None:
         """The folder of a VAE that stands alone, or is the `vae/` of a model."""

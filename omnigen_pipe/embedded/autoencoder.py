@@ -26,6 +26,20 @@ from omnigen_pipe.world.drawing import SECOND_COLOUR, SUPERSAMPLING, paint
 from omnigen_pipe.world.scenes import BACKGROUNDS, BUCKETS, COLOURS, FINER_SHAPES, imagine
 
 SCALING_FACTOR = 0.13025
+#: Of the AutoencoderKL.
+_ARCHITECTURE: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (16, 32, 64, 96),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "latent_channels": 4,
+    "sample_size": 64,
+    "scaling_factor": SCALING_FACTOR,
+    "force_upcast": True,
+}
 _BATCH = 8
 _LEARNING_RATE, _WARMUP = 5e-4, 100
 #: Weight of the posterior's divergence from N(0, 1), both summed over a picture's elements.
@@ -47,19 +61,7 @@ def new_vae() -> Any:
     with quiet_imports():
         from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
-        sample_size=64,
-        scaling_factor=SCALING_FACTOR,
-        force_upcast=True,
-    )
+    vae = AutoencoderKL(**_ARCHITECTURE)
     with torch.no_grad():
         vae.quant_conv.weight[4:] *= 0.1
         vae.quant_conv.bias[4:] = _FIRST_LOG_VARIANCE
@@ -87,7 +89,7 @@ def train_vae(state: Path, staging: Path, seed: int, steps: int, progress: Progr
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, rates)
             torch.manual_seed(seed + step)  # the posterior's draws, also after going on
-            loss, error = _losses(vae, _batch(seed, step))
+            loss, error = _losses(vae, batch(seed, step))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -119,8 +121,8 @@ def pixels(images: list[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _batch(seed: int, step: int) -> torch.Tensor:
-    """The pictures of one step, all of one size."""
+def batch(seed: int, step: int) -> torch.Tensor:
+    """The pictures of one step, all of one size, `[B, 3, H, W]` as of `pixels`."""
     draw = random.Random(f"{seed}:{step}")
     size = draw.choices(list(BUCKETS), list(BUCKETS.values()))[0]
     return pixels(

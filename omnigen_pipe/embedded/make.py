@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -29,19 +28,11 @@ from manifests.publish import publishing
 from omnigen_pipe.embedded.layout import write_scheduler_and_index
 from omnigen_pipe.embedded.learned import draw_learned
 from omnigen_pipe.embedded.making import PLAN_NAME, STAGING_NAME, Making, begun, note_versions
-from omnigen_pipe.embedded.tokenizer import build_tokenizer
+from omnigen_pipe.embedded.tokenizer import VOCABULARY, build_tokenizer, world_sentences
 from omnigen_pipe.progress import Progress
-from omnigen_pipe.prompts.template import (
-    CFG_PROMPT,
-    DIFFUSERS_NEGATIVE_PROMPT,
-    INSTRUCTION,
-    render,
-)
+from omnigen_pipe.prompts.template import CFG_PROMPT, INSTRUCTION
 from omnigen_pipe.stop import Stopped, stopped_by_signal
-from omnigen_pipe.world.scenes import imagine
 
-#: Enough for every word of the world and of diffusers' negative prompt.
-_VOCABULARY = 576
 #: The largest number that an option may be: torch's generators take no larger seed than 64 bits.
 _GREATEST = 2**62
 _STAGES = ("discover", "bucket", "encode-vae", "tokenize")
@@ -69,7 +60,9 @@ def make(folder: Path, making: Making, progress: Progress) -> Path:
     kept.
     """
     finished = folder / "finished"
-    with begun(folder, making) as lock:
+    from omnigen_pipe.embedded.recipe import recipe
+
+    with begun(folder, making, recipe(making)) as lock:
         if not finished.exists():
             _make_parts(folder, making, finished, lock, progress)
         from omnigen_pipe.embedded.card import CARD_NAME, write_card
@@ -99,7 +92,7 @@ def _make_parts(
     _once(
         model / "transformer",
         staging,
-        lambda path: save_part(pretraining.new_transformer(_VOCABULARY, making.seed), path),
+        lambda path: save_part(pretraining.new_transformer(VOCABULARY, making.seed), path),
     )
     draw_learned(folder, making, progress)
     for stage in _STAGES:
@@ -136,11 +129,8 @@ def _once(final: Path, staging: Path, write: Callable[[Path], object]) -> None:
 
 
 def _make_tokenizer(folder: Path, making: Making) -> None:
-    draw = random.Random(f"{making.seed}:tokenizer")
-    sentences = [render(imagine(draw).caption) for _ in range(2000)]
-    sentences += [render(DIFFUSERS_NEGATIVE_PROMPT)] * 2
     # One token for what every prompt begins with: its words would be a third of all tokens.
-    build_tokenizer(folder, sentences, _VOCABULARY, whole=INSTRUCTION)
+    build_tokenizer(folder, world_sentences(making.seed), VOCABULARY, whole=INSTRUCTION)
 
 
 def _make_vae(path: Path, folder: Path, making: Making, progress: Progress) -> None:

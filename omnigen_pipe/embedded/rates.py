@@ -20,14 +20,16 @@ BATCH = 32
 @dataclass(frozen=True)
 class Rates:
     """Shares of what was asked: of things in the right colour, of the right shape, of the named
-    size, of pictures with the named background, and of pictures in which all that is named is
-    right and nothing more is seen."""
+    size, of pictures with the named background, of pictures in which everything has its colour and
+    its shape, and of pictures in which size and background are right, too, where they are named.
+    Where more is seen than was asked, no shape is right."""
 
     pictures: int
     colours: float
     shapes: float
     sizes: float
     backgrounds: float
+    colours_and_shapes: float
     right: float
 
     def as_json(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def measure(pictures: Sequence[Image.Image | None], scenes: Sequence[Scene]) -> 
         _share([right for verdict in verdicts for right in verdict.shapes]),
         _share([right for verdict in verdicts for right in verdict.sizes if right is not None]),
         _share([v.background for v in verdicts if v.background is not None]),
+        _share([all((*verdict.colours, *verdict.shapes)) for verdict in verdicts]),
         _share([verdict.right for verdict in verdicts]),
     )
 

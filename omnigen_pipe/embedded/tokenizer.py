@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
+
+from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT, render
+from omnigen_pipe.world.scenes import imagine
+
+#: Enough for every word of the world and of diffusers' negative prompt.
+VOCABULARY = 576
 
 #: Ids 0, 1 and 2 are where Llama's vocabulary, and so Phi-3's and OmniGen's, has them.
 SPECIAL_TOKENS = (
@@ -23,7 +30,14 @@ SPECIAL_TOKENS = (
 
 
 #: White space after these is no token, as in Phi-3's vocabulary.
-_STRIPPING = frozenset({"</s>", "<|user|>", "<|end|>", "<|assistant|>"})
+_STRIPPING = ("</s>", "<|user|>", "<|end|>", "<|assistant|>")
+
+
+def world_sentences(seed: int) -> list[str]:
+    """What the embedded model's tokenizer learns from."""
+    draw = random.Random(f"{seed}:tokenizer")
+    sentences = [render(imagine(draw).caption) for _ in range(2000)]
+    return sentences + [render(DIFFUSERS_NEGATIVE_PROMPT)] * 2
 
 
 def build_tokenizer(

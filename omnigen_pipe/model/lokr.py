@@ -33,6 +33,12 @@ from omnigen_pipe.quiet import quiet_imports
 CLASS_ALIASES = {"FeedForward": "OmniGenFeedForward"}
 #: How the name of every module of an adapter begins.
 PREFIX = "lycoris"
+#: In the metadata of the files that are written here.
+_VERSION = "omnigen_pipe_version"
+_MERGE = (
+    "To draw with it, merge it into its base by `omnigen-pipe export`, and give the folder that "
+    "this makes to `omnigen-pipe generate --model`."
+)
 
 
 @dataclass(frozen=True)
@@ -249,7 +255,7 @@ def adapter_file(tensors: Mapping[str, torch.Tensor], config: LokrConfig, **meta
     entries = {
         "format": "pt",
         "lycoris_config": config.model_dump_json(),
-        "omnigen_pipe_version": tool_version(),
+        _VERSION: tool_version(),
         **metadata,
     }
     return _sorted(save(dict(tensors), metadata=entries))
@@ -300,18 +306,47 @@ def attach_file(transformer: nn.Module, path: Path, strength: float = 1.0) -> An
     """Adapt `transformer` in place with the adapter file `path`, for use and not for training.
 
     It computes at `strength` times the strength that it was trained at. Returns LyCORIS' network,
-    float32, on the CPU. Raises `PipeError` where the file is not one of ours, and `UsageError`
-    where it was trained for a transformer of another shape.
+    float32, on the CPU. A file of another program that carries such a configuration, as
+    SimpleTuner's do, has only those of its targets that there are modules of. Raises `PipeError`
+    where it is not as its configuration says, or has none, and `UsageError` where a file of ours
+    was trained for a transformer of another shape.
     """
     tensors, metadata = read_adapter(path)
     config = _config(path, metadata)
+    ours = _VERSION in metadata
+    if not ours:
+        config = _with_targets_of(transformer, config, tensors)
     network = attach(transformer, config, seed=0)
     try:
         restore_weights(network, tensors)
     except PipeError as error:
+        if not ours:
+            raise PipeError(
+                f"{path} was not made by omnigen-pipe, and is not what its configuration says, "
+                f"read as ours: {error} {_MERGE}"
+            ) from error
         raise UsageError(f"The adapter {path} does not fit this model: {error}") from error
     network.set_multiplier(strength * config.multiplier)
     return network.eval().requires_grad_(False)
+
+
+def _with_targets_of(
+    transformer: nn.Module, config: LokrConfig, tensors: Collection[str]
+) -> LokrConfig:
+    """`config` without targets of which `tensors` has no module; as it is where it has of none."""
+    modules = {name.partition(".")[0] for name in tensors}
+    found = tuple(
+        target
+        for target in config.apply_preset.target_module
+        if any(
+            f"{PREFIX}_{name}".replace(".", "_") in modules
+            for name in _linears(transformer, _class_of(target))
+        )
+    )
+    if not found:
+        return config
+    preset = config.apply_preset.model_copy(update={"target_module": found})
+    return config.model_copy(update={"apply_preset": preset})
 
 
 def adapter_config(path: Path) -> LokrConfig:
@@ -324,9 +359,8 @@ def _config(path: Path, metadata: Mapping[str, str]) -> LokrConfig:
         return LokrConfig.model_validate_json(metadata["lycoris_config"])
     except (KeyError, ValueError) as error:
         raise PipeError(
-            f"{path} does not say how it is to be attached: it was not made by omnigen-pipe. To "
-            "draw with it, merge it into its base by `omnigen-pipe export`, and give the folder "
-            "that this makes to `omnigen-pipe generate --model`."
+            f"{path} does not say how it is to be attached: it was not made by omnigen-pipe. "
+            f"{_MERGE}"
         ) from error
 
 

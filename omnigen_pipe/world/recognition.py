@@ -20,7 +20,7 @@ from omnigen_pipe.world.drawing import SECOND_COLOUR, extent, silhouette
 from omnigen_pipe.world.scenes import BACKGROUNDS, COLOURS, NEW_SHAPE, SHAPES, Scene
 
 #: To be raised whenever a picture may be judged otherwise than before.
-VERSION = 3
+VERSION = 4
 #: A pixel belongs to a blob where some channel differs from the background by this much.
 _DIFFERENT = 40
 #: Smaller blobs, as a part of the shorter side squared, are specks.
@@ -78,7 +78,8 @@ class Seen:
 @dataclass(frozen=True)
 class Verdict:
     """Which of the things that a sentence names were drawn right, each in its place; `background`
-    is None where the sentence names none, and so is each of `sizes`."""
+    is None where the sentence names none, and so is each of `sizes`. A size is right only
+    where a shape is seen, whichever."""
 
     background: bool | None
     colours: tuple[bool, ...]
@@ -132,7 +133,8 @@ def judge(image: Image.Image, scene: Scene) -> Verdict:
         colours.append(blob.colour == thing.colour and blob.lower_colour == lower)
         shapes.append(blob.shape == thing.shape and nothing_more)
         size = "large" if blob.radius > thing.boundary else "small"
-        sizes.append(None if thing.named_size is None else size == thing.named_size)
+        right = blob.shape != _NOTHING and size == thing.named_size
+        sizes.append(None if thing.named_size is None else right)
     named = f"{scene.background} background" in scene.caption
     background = seen.background == scene.background if named else None
     return Verdict(background, tuple(colours), tuple(shapes), tuple(sizes))

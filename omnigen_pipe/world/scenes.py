@@ -25,9 +25,10 @@ FINER_SHAPES = ("circle", "square", "triangle", "star", "cross")
 #: A word and a shape of two colours that the embedded model was never shown; the demo teaches it.
 NEW_SHAPE = "zorp"
 
-#: Words that mean nothing, each the name of a shape of two colours. The embedded model is shown
-#: them, so that a made-up word is something it can draw; what they look like, only the drawing
-#: says, and no picture is judged by them.
+#: Words that mean nothing, each the name of a shape of two parts: the upper one has the colour that
+#: is named, the lower one the shape's own, which is the same in one of six. The embedded model is
+#: shown them, so that a made-up word is something it can draw; what they look like, only the
+#: drawing says, and no picture is judged by them.
 # fmt: off
 MADE_UP_SHAPES = (
     "dax", "fep", "glorb", "gnip", "jick", "kaz", "mib", "murg", "nalp", "norf", "plim", "quib",

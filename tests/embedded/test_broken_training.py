@@ -42,7 +42,9 @@ from omnigen_pipe.world.drawing import paint
 from omnigen_pipe.world.scenes import Scene, imagine
 
 #: Of the shapes, what has begun to learn draws more than this right, and what has not draws less.
-BEGUN, NOT_BEGUN = 0.5, 0.3
+BEGUN, NOT_BEGUN = 0.5, 0.1
+#: The one that is blind to the prompt: its time token still sees it.
+BLIND = 0.3
 #: Sentences that are judged.
 JUDGED = 40
 
@@ -180,12 +182,19 @@ def test_whole_it_learns(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", [blind_image, no_scaling, wrong_sign])
+@pytest.mark.parametrize(
+    ("broken", "most"), [(blind_image, BLIND), (no_scaling, NOT_BEGUN), (wrong_sign, NOT_BEGUN)]
+)
 def test_broken_it_does_not_learn(
-    root: Path, source: Source, recommended: Settings, scenes: list[Scene], broken: Break
+    root: Path,
+    source: Source,
+    recommended: Settings,
+    scenes: list[Scene],
+    broken: Break,
+    most: float,
 ) -> None:
     rates = drawn(source, recommended, trained(root, broken), scenes)
-    assert rates.shapes < NOT_BEGUN, rates
+    assert rates.shapes < most, rates
 
 
 def test_the_file_of_an_adapter_on_attention_alone_has_no_other_modules(root: Path) -> None:

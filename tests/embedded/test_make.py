@@ -26,6 +26,7 @@ from omnigen_pipe.embedded import make
 from omnigen_pipe.embedded.make import StageFailed, run_stage
 from omnigen_pipe.embedded.making import LOCK_NAME, PLAN_NAME, Making, begun
 from omnigen_pipe.embedded.pretraining import load_transformer
+from omnigen_pipe.embedded.recipe import recipe
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.runs import frozen
 from omnigen_pipe.sampling.source import Source
@@ -293,7 +294,7 @@ def test_errors_are_a_sentence_and_a_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "w"
-    with begun(folder, Making(seed=1)):
+    with begun(folder, Making(seed=1), recipe(Making(seed=1))):
         pass
     assert main(monkeypatch, str(folder), "--seed", "2") == 2
     assert capsys.readouterr().err.startswith(f"Error: {folder} was begun with --seed 1 ")
@@ -337,7 +338,7 @@ def test_a_failing_part_leaves_nothing(tmp_path: Path) -> None:
 def test_a_second_making_says_who_makes_already(tmp_path: Path) -> None:
     folder = tmp_path / "w"
     command = [sys.executable, "-m", f"{EMBEDDED}.make", str(folder), *MAKING.options().split()]
-    with begun(folder, MAKING):
+    with begun(folder, MAKING, recipe(MAKING)):
         (folder / "staging" / "1-vae").touch()
         ended = subprocess.run(command, cwd=forked.ROOT, capture_output=True, text=True)
         assert ended.returncode == 2
@@ -352,9 +353,10 @@ import os, signal, sys
 from pathlib import Path
 from omnigen_pipe.embedded import make
 from omnigen_pipe.embedded.making import Making, begun
+from omnigen_pipe.embedded.recipe import recipe
 
 folder = Path(sys.argv[1])
-with begun(folder, Making()) as lock:
+with begun(folder, Making(), recipe(Making())) as lock:
     {}
 """
 
@@ -410,7 +412,10 @@ def test_a_stage_that_outlives_its_making_keeps_others_out(tmp_path: Path) -> No
         making.kill()
         making.wait()
         (folder / "staging" / "1-images.parquet").touch()
-        with pytest.raises(UsageError, match=f": process {stage} on "), begun(folder, Making()):
+        with (
+            pytest.raises(UsageError, match=f": process {stage} on "),
+            begun(folder, Making(), recipe(Making())),
+        ):
             pass
         assert (folder / "staging" / "1-images.parquet").exists(), "the stage may be writing it"
         making.stdin.close()  # the stage ends
@@ -418,7 +423,7 @@ def test_a_stage_that_outlives_its_making_keeps_others_out(tmp_path: Path) -> No
         deadline = time.monotonic() + 60
         while True:
             try:
-                with begun(folder, Making()):
+                with begun(folder, Making(), recipe(Making())):
                     assert not list((folder / "staging").iterdir())
                 break
             except UsageError:
@@ -426,7 +431,7 @@ def test_a_stage_that_outlives_its_making_keeps_others_out(tmp_path: Path) -> No
 
 
 def test_a_folder_begun_otherwise_is_not_touched(tmp_path: Path) -> None:
-    with begun(tmp_path / "w", MAKING):
+    with begun(tmp_path / "w", MAKING, recipe(MAKING)):
         pass
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(UsageError, match="--seed 1"):

@@ -15,29 +15,31 @@ from omnigen_pipe.embedded.making import (
     LOCK_NAME,
     PLAN_NAME,
     Making,
+    Plan,
     begun,
     note_versions,
     read_plan,
 )
 
 MAKING = Making(seed=3, vae_steps=4, pictures=5, steps=6)
+RECIPE = "0123456789abcdef"
 
 
 def begin(folder: Path, making: Making) -> None:
     """Begin a making, or go on with it, and do nothing."""
-    with begun(folder, making):
+    with begun(folder, making, RECIPE):
         pass
 
 
 def test_a_plan_is_read_as_it_was_begun(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "w"
     begin(folder, MAKING)
-    assert read_plan(folder) == (MAKING, [])
+    assert read_plan(folder) == Plan(MAKING, RECIPE)
     begin(folder, MAKING)
     for versions in ("one", "two", "two", "one"):
         note_versions(folder, versions)
     begin(folder, MAKING)
-    assert read_plan(folder) == (MAKING, ["one", "two"])
+    assert read_plan(folder) == Plan(MAKING, RECIPE, ("one", "two"))
 
 
 @pytest.mark.parametrize("name", asdict(MAKING))
@@ -48,7 +50,26 @@ def test_a_folder_begun_with_another_plan_is_refused(tmp_path: Path, name: str) 
         begin(tmp_path, other)
     assert MAKING.options() in str(raised.value)
     assert other.options() in str(raised.value)
-    assert read_plan(tmp_path)[0] == MAKING
+    assert read_plan(tmp_path).making == MAKING
+
+
+def test_a_folder_begun_by_another_recipe_is_refused(tmp_path: Path) -> None:
+    begin(tmp_path, MAKING)
+    other = "fedcba9876543210"
+    with (
+        pytest.raises(UsageError, match=f"by the recipe {RECIPE}, .* is {other}"),
+        begun(tmp_path, MAKING, other),
+    ):
+        pass
+    assert read_plan(tmp_path) == Plan(MAKING, RECIPE)
+
+
+def test_a_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    """Its plan names no recipe."""
+    (tmp_path / PLAN_NAME).write_text(json.dumps({**asdict(MAKING), "made_with": []}))
+    assert read_plan(tmp_path) == Plan(MAKING, "")
+    with pytest.raises(UsageError, match="of an earlier version"):
+        begin(tmp_path, MAKING)
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
@@ -62,7 +83,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").unlink()
     (tmp_path / LOCK_NAME).touch()
     begin(tmp_path, MAKING)  # a start was killed before it wrote its plan
-    assert read_plan(tmp_path)[0] == MAKING
+    assert read_plan(tmp_path).making == MAKING
 
 
 @pytest.mark.parametrize(
@@ -72,6 +93,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
         "[]",
         "{}",
         json.dumps({**asdict(MAKING), "made_with": "x"}),
+        json.dumps({**asdict(MAKING), "recipe": 1, "made_with": []}),
         json.dumps({**asdict(MAKING), "steps": "6", "made_with": []}),
         json.dumps({**asdict(MAKING), "steps": True, "made_with": []}),
     ],
@@ -83,10 +105,13 @@ def test_a_damaged_plan_is_an_error(tmp_path: Path, text: str) -> None:
 
 
 def test_within_it_no_other_making_works_there(tmp_path: Path) -> None:
-    with begun(tmp_path / "w", MAKING):
+    with begun(tmp_path / "w", MAKING, RECIPE):
         with locked(tmp_path / "w" / LOCK_NAME) as lock:
             assert lock.held is False
-        with pytest.raises(UsageError, match="is being made in"), begun(tmp_path / "w", MAKING):
+        with (
+            pytest.raises(UsageError, match="is being made in"),
+            begun(tmp_path / "w", MAKING, RECIPE),
+        ):
             pass
     begin(tmp_path / "w", MAKING)
 
@@ -100,7 +125,7 @@ def test_what_was_left_unfinished_is_removed_by_one_that_works_alone(tmp_path: P
     (staging / "1-tokenizer" / "half").touch()
     (staging / "2-plan.json").touch()
     (staging / "3-link").symlink_to(outside)
-    with begun(tmp_path, MAKING):
+    with begun(tmp_path, MAKING, RECIPE):
         assert list(staging.iterdir()) == []
         (staging / "4-vae").touch()
         with pytest.raises(UsageError):
@@ -116,7 +141,7 @@ def test_where_the_file_system_knows_no_locks_nothing_is_refused_nor_removed(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", unknown)
-    with begun(tmp_path, MAKING):
+    with begun(tmp_path, MAKING, RECIPE):
         (tmp_path / "staging" / "1-vae").touch()
         begin(tmp_path, MAKING)
         assert [path.name for path in (tmp_path / "staging").iterdir()] == ["1-vae"]

@@ -21,6 +21,7 @@ from omnigen_pipe.embedded.autoencoder import SCALING_FACTOR, pixels, psnr
 from omnigen_pipe.embedded.learned import learned_scenes, unseen_scenes, usual_scenes
 from omnigen_pipe.embedded.making import PLAN_NAME, Making, begun, note_versions, read_plan
 from omnigen_pipe.embedded.rates import draw_scenes, measure
+from omnigen_pipe.embedded.recipe import recipe
 from omnigen_pipe.latents.vae import load_vae
 from omnigen_pipe.prompts.template import CFG_PROMPT, INSTRUCTION, render
 from omnigen_pipe.sampling.pipeline import draw_latents
@@ -102,6 +103,8 @@ def test_it_draws_what_two_hundred_sentences_say(pipe: Any, recommended: Setting
     rates = measure(draw_scenes(pipe, scenes, recommended), scenes)
     assert rates.pictures == 200
     assert min(rates.colours, rates.shapes, rates.sizes, rates.backgrounds) >= 0.9
+    # Here 89 %, and 94.7 % of the model card's 300.
+    assert rates.colours_and_shapes >= 0.87
     # Of 900 sentences 91 % were right altogether; 200 may differ from that by 4 points by chance.
     assert rates.right >= 0.86
 
@@ -111,7 +114,7 @@ def test_it_draws_what_sentences_say_that_it_was_not_trained_on(
     pipe: Any, recommended: Settings, embedded: Path
 ) -> None:
     """Nearly all of these have two shapes; each thing is right as often, both more seldom."""
-    making, _ = read_plan(embedded)
+    making = read_plan(embedded).making
     scenes = unseen_scenes(making, 200, "two hundred sentences")
     learned = {scene.caption for scene in learned_scenes(making)}
     assert len({scene.caption for scene in scenes} - learned) == 200
@@ -130,7 +133,8 @@ def test_a_picture_takes_about_a_second(pipe: Any, recommended: Settings) -> Non
 
 def test_the_model_card_says_how_it_was_made(embedded: Path) -> None:
     card = " ".join((embedded / "README.md").read_text().split())
-    making, versions = read_plan(embedded)
+    plan = read_plan(embedded)
+    making = plan.making
     assert making == Making()
     for words in (
         "python -m omnigen_pipe.embedded.make",
@@ -138,18 +142,23 @@ def test_the_model_card_says_how_it_was_made(embedded: Path) -> None:
         f"{making.vae_steps} steps of the VAE",
         f"{making.pictures} pictures",
         f"{making.steps} steps of the transformer",
-        *versions,
+        *plan.versions,
         "dB",
     ):
         assert words in card
 
 
+def test_its_recipe_is_that_of_this_version(embedded: Path) -> None:
+    """Whoever changes what the model is made of must make it anew."""
+    assert read_plan(embedded).recipe == recipe(Making())
+
+
 def test_its_plan_is_the_usual_one_as_a_making_writes_it(embedded: Path, tmp_path: Path) -> None:
     """To the last byte; so a making goes on from the shipped plan without any option."""
-    _, versions = read_plan(embedded)
+    versions = read_plan(embedded).versions
     assert all(re.fullmatch(r"torch \S+ and diffusers \S+", text) for text in versions)
     assert len(versions) > 0
-    with begun(tmp_path / "w", Making()):
+    with begun(tmp_path / "w", Making(), read_plan(embedded).recipe):
         for text in versions:
             note_versions(tmp_path / "w", text)
     shipped = (embedded / PLAN_NAME).read_bytes()

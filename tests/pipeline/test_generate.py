@@ -25,9 +25,25 @@ from omnigen_pipe.model import lokr
 from omnigen_pipe.model.transformer import load_transformer
 from omnigen_pipe.prompts.template import DIFFUSERS_NEGATIVE_PROMPT
 from omnigen_pipe.sampling import pipeline
+from omnigen_pipe.world.recognition import judge
+from omnigen_pipe.world.scenes import Scene, Thing
 
 #: Stands for the file of an adapter of another model.
 OTHER = "another model's"
+#: The `lycoris_config.json` of SimpleTuner's quickstart, which it writes into its adapters.
+QUICKSTART = """
+{
+    "algo": "lokr",
+    "multiplier": 1.0,
+    "linear_dim": 10000,
+    "linear_alpha": 1,
+    "factor": 16,
+    "apply_preset": {
+        "target_module": ["Attention", "FeedForward"],
+        "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}}
+    }
+}
+"""
 FAST = ("--size", "48x32", "--steps", "2", "--device", "cpu")
 
 
@@ -84,6 +100,16 @@ def test_one_picture_says_how_it_was_made(here: Project, adapter: Path) -> None:
         "strength": "0.5",
     }
     assert str(here.root).encode() not in (here.root / "out.png").read_bytes()
+
+
+def test_the_readme_s_command_draws_what_it_says(tmp_path: Path) -> None:
+    prompt = "a red circle on a black background"
+    Project(tmp_path).run("generate", "--model", "embedded", prompt, "-o", "out.png")
+    circle = Thing("circle", "red", 0.5, 0.5, 0.36)
+    with Image.open(tmp_path / "out.png") as picture:
+        verdict = judge(picture, Scene(64, 64, "black", (circle,), prompt))
+    assert verdict.background
+    assert verdict.right
 
 
 def test_the_same_command_draws_the_same_picture_in_any_batch(here: Project) -> None:
@@ -151,6 +177,42 @@ def test_a_library_and_a_grid(here: Project) -> None:
     with Image.open(here.root / "plain.jpg") as opened:
         assert opened.size == (3 * (48 + 8) + 8, 2 * (32 + 8) + 8)
         assert opened.height < tall
+
+
+def test_an_adapter_of_simpletuner_s_quickstart_is_drawn_with(here: Project, adapter: Path) -> None:
+    """`FeedForward` matches nothing there, so that its file has modules of the attention only."""
+    tensors = {n: t for n, t in load_file(adapter).items() if "_self_attn_" in n}
+    assert 0 < len(tensors) < len(load_file(adapter))
+    theirs = here.root / "theirs.safetensors"
+    save_file(tensors, theirs, metadata={"format": "pt", "lycoris_config": QUICKSTART})
+    preset = LokrConfig().apply_preset.model_copy(update={"target_module": ("Attention",)})
+    ours = here.root / "ours.safetensors"
+    lokr.save_adapter(tensors, ours, LokrConfig(apply_preset=preset))
+    draw = ("generate", "a", "--model", "omnigen", *FAST, "-o")
+    here.run(*draw, "base.png")
+    for file in (ours, theirs):
+        here.run(*draw, f"{file.stem}.png", "--adapter", file.name)
+    assert pixels(here.root / "theirs.png") == pixels(here.root / "ours.png")
+    assert pixels(here.root / "theirs.png") != pixels(here.root / "base.png")
+
+    tensors.pop(next(name for name in tensors if name.endswith("lokr_w1")))
+    save_file(tensors, theirs, metadata={"format": "pt", "lycoris_config": QUICKSTART})
+    said = here.run(*draw, "no.png", "--adapter", theirs.name, status=1).stderr
+    assert "was not made by omnigen-pipe" in said
+    assert "merge it into its base by `omnigen-pipe export`" in " ".join(said.split())
+
+
+def test_a_model_in_the_authors_layout_is_told_apart(here: Project) -> None:
+    theirs = here.root / "exported"
+    theirs.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (theirs / name).touch()
+    (theirs / "vae").mkdir()
+    said = " ".join(here.run("generate", "a", "--model", "exported", status=2).stderr.split())
+    assert "authors' layout" in said
+    assert "--model" in said
+    assert "Shitao/OmniGen-v1-diffusers" in said
+    assert "--layout diffusers" in said
 
 
 def test_an_adapter_counts_by_its_strength(here: Project, adapter: Path) -> None:

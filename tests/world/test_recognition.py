@@ -172,6 +172,17 @@ def test_a_bar_is_no_square(box: tuple[int, int, int, int]) -> None:
     assert (blob.shape, blob.radius) == ("nothing", 0)
 
 
+@pytest.mark.parametrize("size", ["large", "small"])
+def test_what_is_no_shape_has_no_size(size: str) -> None:
+    """Also where it stands for something small."""
+    scene = alone("square", "red", 0.2)
+    named = replace(scene, things=(replace(scene.things[0], named_size=size, boundary=0.28),))
+    picture = Image.new("RGB", (64, 64), BACKGROUNDS["white"])
+    picture.paste(COLOURS["red"], (6, 28, 58, 36))
+    verdict = judge(picture, named)
+    assert (verdict.colours, verdict.shapes, verdict.sizes) == ((True,), (False,), (False,))
+
+
 @pytest.mark.parametrize("side", [6, 7, 8])
 def test_one_small_thing_more_is_wrong(side: int) -> None:
     scene = alone("circle", "red")
@@ -216,7 +227,7 @@ def test_another_verdict_is_another_version() -> None:
     )
     assert len(limits) >= 7
     identity = blake3(repr((verdicts, limits)).encode()).hexdigest()[:16]
-    assert (recognition.VERSION, right, identity) == (3, 132, "b535f7c5d5c3a2ee")
+    assert (recognition.VERSION, right, identity) == (4, 132, "b535f7c5d5c3a2ee")
 
 
 def test_names_of_colours_do_not_run_together() -> None:
