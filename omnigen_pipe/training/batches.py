@@ -239,6 +239,7 @@ def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result]
 ) -> Generator[Result, None, None]:
     """`read` of each item, in order, computed in threads a few items ahead of use."""
+    torch.get_num_threads()  # settles how many the calling thread computes with, before those below
     return done_ahead(items, read, READERS, READ_AHEAD, _compute_alone)
 
 

@@ -107,13 +107,20 @@ def memory_of_epochs(root: str, epochs: str) -> dict[str, Any]:
     config = workspace.config.train
     frozen = FrozenSamples.open(workspace.run_folder("bench") / "samples.arrow")
     reader = BatchReader(workspace, frozen, locate(workspace, frozen), config)
+    orders = [frozen.order(epoch, config, 1) for epoch in range(int(epochs))]
+    micros = (
+        (micro, epoch)
+        for epoch, order in enumerate(orders)
+        for index in range(len(order))
+        for micro in order.global_batch(index)
+    )
+    # As in training, one pair of threads reads all epochs.
+    batches = read_ahead(micros, lambda item: reader.read(*item, 0))
     seconds, resident = [], []
-    for epoch in range(int(epochs)):
+    for order in orders:
         started = time.perf_counter()
-        order = frozen.order(epoch, config, 1)
-        micros = (micro for index in range(len(order)) for micro in order.global_batch(index))
-        for _ in read_ahead(micros, lambda micro, epoch=epoch: reader.read(micro, epoch, 0)):
-            pass
+        for _ in range(len(order)):  # of one micro-batch each
+            next(batches)
         seconds.append(time.perf_counter() - started)
         gc.collect()
         resident += _resident()

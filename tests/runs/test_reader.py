@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -358,11 +359,13 @@ def test_batches_read_ahead_are_those_read_one_by_one_and_in_order(tmp_path: Pat
 
 
 def test_threads_that_read_compute_alone_and_the_one_that_trains_does_not() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with closing(read_ahead(range(8), lambda number: torch.get_num_threads())) as numbers:
-            assert set(numbers) == {1}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    """Also where the one that trains has computed nothing before."""
+    script = """
+from omnigen_pipe.training.batches import read_ahead
+import torch
+print(set(read_ahead(range(8), lambda number: torch.get_num_threads())), torch.get_num_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = (sys.executable, "-c", script)
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["{1}", "2"], found.stderr
