@@ -308,8 +308,8 @@ def attach_file(transformer: nn.Module, path: Path, strength: float = 1.0) -> An
     It computes at `strength` times the strength that it was trained at. Returns LyCORIS' network,
     float32, on the CPU. A file of another program that carries such a configuration, as
     SimpleTuner's do, has only those of its targets that there are modules of. Raises `PipeError`
-    where it is not as its configuration says, or has none, and `UsageError` where a file of ours
-    was trained for a transformer of another shape.
+    where it has no such configuration, and `UsageError` where it is not what this asks for of this
+    transformer.
     """
     tensors, metadata = read_adapter(path)
     config = _config(path, metadata)
@@ -320,12 +320,8 @@ def attach_file(transformer: nn.Module, path: Path, strength: float = 1.0) -> An
     try:
         restore_weights(network, tensors)
     except PipeError as error:
-        if not ours:
-            raise PipeError(
-                f"{path} was not made by omnigen-pipe, and is not what its configuration says, "
-                f"read as ours: {error} {_MERGE}"
-            ) from error
-        raise UsageError(f"The adapter {path} does not fit this model: {error}") from error
+        foreign = "" if ours else f" It was not made by omnigen-pipe. {_MERGE}"
+        raise UsageError(f"The adapter {path} does not fit this model: {error}{foreign}") from error
     network.set_multiplier(strength * config.multiplier)
     return network.eval().requires_grad_(False)
 

@@ -162,7 +162,8 @@ def test_where_wandb_s_service_is_gone_the_process_ends_without_a_traceback(
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0
+    assert "Traceback" not in ended.stderr  # wandb may say in a line of its own what was lost
     (sentence,) = ended.stdout.splitlines()
     assert sentence.startswith("wandb has failed")
 
