@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ EMBEDDED_FOLDER = Path(__file__).resolve().parent / "embedded" / "model"
 
 #: Weights are read from safetensors only; nothing is ever unpickled.
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
+
+#: The VAE shrinks each side by this.
+PIXELS_PER_LATENT = 8
 
 
 @dataclass(frozen=True)
@@ -213,3 +217,12 @@ def transformer_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UsageError(f"{path} is not the configuration of a transformer.")
     return config
+
+
+def longest_side(config: Mapping[str, Any]) -> int:
+    """The longest side in pixels that the transformer of this `config` has positions for; raises
+    `UsageError` where it does not say."""
+    try:
+        return int(config["pos_embed_max_size"]) * int(config["patch_size"]) * PIXELS_PER_LATENT
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"This is no transformer of OmniGen: {error!r} in its config.") from error

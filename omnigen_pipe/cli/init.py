@@ -223,12 +223,21 @@ def _interviewed(
         say=say,
         check_folder=lambda images: check_folder(images, root, here),
         is_there=lambda images: is_there(images, root, here),
+        longest_side=lambda model: _longest_side(model, here),
     )
     try:
         return answered(given, _ask if asking else None, around), said
     except (typer.Abort, KeyboardInterrupt) as error:
         print("\nNothing was written.", file=sys.stderr)
         raise typer.Exit(128 + signal.SIGINT) from error
+
+
+def _longest_side(model: str, here: Path) -> int | None:
+    """What a `model` takes whose files are at hand; nothing is fetched."""
+    from omnigen_pipe.model_files import Model, longest_side, transformer_config
+
+    folder = Model(model, here).local_part("transformer")
+    return None if folder is None else longest_side(transformer_config(folder))
 
 
 def _batch(answers: Answers, root: Path, say: Callable[[str], None]) -> Proposal:

@@ -25,7 +25,8 @@ from torch.utils._pytree import tree_map_only
 from omnigen_pipe.config import LokrConfig
 from omnigen_pipe.memory.skeleton import Architecture, adapted, blocks
 from omnigen_pipe.model import flow
-from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, predict_velocity
+from omnigen_pipe.model.transformer import predict_velocity
+from omnigen_pipe.model_files import PIXELS_PER_LATENT
 
 #: The two depths that are traced. The first block differs from the others, as nothing before it
 #: wants a gradient; from the second on, each adds the same.

@@ -17,12 +17,11 @@ from manifests.errors import UsageError
 from omnigen_pipe.model.attention import MaskFreeAttention, Spans, spans
 from omnigen_pipe.model.quantisation import check_available, quantise
 from omnigen_pipe.model.rope import RowwiseRotaryEmbedding
+from omnigen_pipe.model_files import longest_side
 from omnigen_pipe.quiet import quiet_imports
 
 #: Token that fills up shorter prompts on the left, as in the authors' collator.
 PADDING_TOKEN = 2
-#: The VAE shrinks each side by this.
-PIXELS_PER_LATENT = 8
 
 
 def load_transformer(
@@ -91,7 +90,7 @@ def check_fits(
 ) -> None:
     """Raise `UsageError` where a size (`WIDTHxHEIGHT`) or a token id is beyond what the
     transformer of this `config` has; `remedy` says what to do about a size."""
-    limit = config["pos_embed_max_size"] * config["patch_size"] * PIXELS_PER_LATENT
+    limit = longest_side(config)
     for size in sizes:
         if max(int(side) for side in size.split("x")) > limit:
             raise UsageError(

@@ -23,7 +23,8 @@ from PIL import Image
 from manifests.errors import PipeError, UsageError
 from omnigen_pipe.device import exact_float32
 from omnigen_pipe.latents.vae import enable_tiling
-from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, assembled
+from omnigen_pipe.model.transformer import assembled
+from omnigen_pipe.model_files import PIXELS_PER_LATENT
 from omnigen_pipe.prompts.tokenizer import PromptTokenizer
 from omnigen_pipe.quiet import quiet_imports
 from omnigen_pipe.sampling.requests import Request, Settings

@@ -33,22 +33,28 @@ class Proposal:
     reason: str
 
 
-def resolution(contents: Contents) -> Proposal:
-    """The largest of `RESOLUTIONS` that most images reach without being enlarged."""
-    reached = {size: _reaching(contents, size) for size in RESOLUTIONS}
+def resolution(contents: Contents, longest: int | None = None) -> Proposal:
+    """The largest of `RESOLUTIONS` that most images reach without being enlarged.
+
+    `longest` is the longest side in pixels that the model takes, where that is known: half of it
+    is the most that is proposed, so that there are buckets of up to 4:1.
+    """
+    sizes = [size for size in RESOLUTIONS if longest is None or 2 * size <= longest]
+    sizes = sizes or [RESOLUTIONS[-1]]
+    reached = {size: _reaching(contents, size) for size in sizes}
     usable = contents.usable
+    made, bound = f" The model is made for {RESOLUTIONS[0]}.", "the model is made for it"
+    if sizes[0] != RESOLUTIONS[0]:
+        made, bound = "", f"the model takes at most {longest:,} px a side"
     for size, number in reached.items():
         if number >= REACHED * usable:
             reason = f"{number:,} of {usable:,} images reach it without being enlarged"
-            if size == RESOLUTIONS[0]:
-                return Proposal(size, f"{reason}, and the model is made for it.")
-            larger = RESOLUTIONS[RESOLUTIONS.index(size) - 1]
-            return Proposal(
-                size,
-                f"{reason}, {larger} only {reached[larger]:,}. The rest is left out. The model is "
-                f"made for {RESOLUTIONS[0]}.",
-            )
-    smallest = RESOLUTIONS[-1]
+            if size == sizes[0]:
+                return Proposal(size, f"{reason}, and {bound}.")
+            larger = sizes[sizes.index(size) - 1]
+            rest = f"{larger} only {reached[larger]:,}. The rest is left out.{made}"
+            return Proposal(size, f"{reason}, {rest}")
+    smallest = sizes[-1]
     return Proposal(
         smallest,
         f"Only {reached[smallest]:,} of {usable:,} images reach even this without being enlarged. "

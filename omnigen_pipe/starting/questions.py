@@ -175,6 +175,8 @@ class Surroundings:
     say: Callable[[str], None] = lambda sentence: None
     #: Raises `UsageError` for what can be no folder of images.
     check_folder: Callable[[str], None] = lambda folder: None
+    #: The longest side in pixels that the model of this name takes; None where that is not known.
+    longest_side: Callable[[str], int | None] = lambda model: None
     #: Whether there is such a folder, so that a slip of the pen can be noticed.
     is_there: Callable[[str], bool] = lambda folder: True
 
@@ -227,7 +229,9 @@ class _Interview:
             regularisation = bool(self.answer(_REGULARISATION))
         resolution, strategy = _RESOLUTION, _CAPTION_STRATEGY
         if contents is not None and known:
-            resolution = resolution.proposing(proposals.resolution(contents))
+            model = self.given.get("model")
+            longest = None if model is None else self.around.longest_side(str(model))
+            resolution = resolution.proposing(proposals.resolution(contents, longest))
             kinds = {table.kind: None for table in contents.tables if table.captioned}
             strategy = replace(strategy, choices=(*CAPTION_STRATEGIES, *kinds)).proposing(
                 proposals.caption_strategy(contents)

@@ -17,7 +17,8 @@ import torch
 from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
 from omnigen_pipe.model import flow
-from omnigen_pipe.model.transformer import PIXELS_PER_LATENT, predict_velocity
+from omnigen_pipe.model.transformer import predict_velocity
+from omnigen_pipe.model_files import PIXELS_PER_LATENT
 from omnigen_pipe.runs.time_bins import CENTRES
 from omnigen_pipe.training.adapted import Adapted
 from omnigen_pipe.training.baseline import linear_error

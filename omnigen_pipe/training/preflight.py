@@ -12,7 +12,8 @@ import torch
 
 from manifests.errors import PipeError
 from omnigen_pipe.config import TrainConfig
-from omnigen_pipe.model.transformer import PADDING_TOKEN, PIXELS_PER_LATENT
+from omnigen_pipe.model.transformer import PADDING_TOKEN
+from omnigen_pipe.model_files import PIXELS_PER_LATENT
 from omnigen_pipe.runs.frozen import FrozenSamples
 from omnigen_pipe.training.batches import Batch
 from omnigen_pipe.training.objective import pose, sample_losses

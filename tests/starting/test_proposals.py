@@ -251,6 +251,18 @@ def test_a_resolution_is_one_that_images_cover(
     assert proposals.resolution(look_into(tmp_path, tmp_path / "project")).value == expected
 
 
+@pytest.mark.parametrize(("longest", "expected"), [(3072, 1024), (2047, 768), (256, 128), (64, 64)])
+def test_no_resolution_is_proposed_whose_long_buckets_the_model_cannot_take(
+    longest: int, expected: int, tmp_path: Path
+) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(png(2000, 2000))
+    contents = look_into(tmp_path, tmp_path / "project")
+    proposal = proposals.resolution(contents, longest)
+    assert proposal.value == expected
+    assert ("made for" if expected == 1024 else f"at most {longest:,} px") in proposal.reason
+
+
 def test_only_a_sample_is_opened_and_counts_are_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
