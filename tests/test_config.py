@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from guide import LYCORIS
 from manifests.errors import UsageError
 from omnigen_pipe.config import LokrConfig, load, parse, read_lycoris_config, square_side
 from omnigen_pipe.precisions import REFUSED, BasePrecision
@@ -223,24 +224,13 @@ def test_files_that_are_no_toml_or_not_there(tmp_path: Path) -> None:
 
 
 def test_the_guides_file_is_read_and_faults_are_named(tmp_path: Path) -> None:
-    guide = {
-        "algo": "lokr",
-        "multiplier": 1.0,
-        "linear_dim": 10000,
-        "linear_alpha": 1,
-        "factor": 16,
-        "apply_preset": {
-            "target_module": ["Attention", "FeedForward"],
-            "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}},
-        },
-    }
     path = tmp_path / "lycoris_config.json"
-    path.write_text(json.dumps(guide))
+    path.write_text(json.dumps(LYCORIS))
     assert read_lycoris_config(path) == LokrConfig()
-    path.write_text(json.dumps({**guide, "factor": "16"}))
+    path.write_text(json.dumps({**LYCORIS, "factor": "16"}))
     with pytest.raises(UsageError, match="`factor` is '16'"):
         read_lycoris_config(path)
-    path.write_text(json.dumps({**guide, "fctor": 4}))
+    path.write_text(json.dumps({**LYCORIS, "fctor": 4}))
     with pytest.raises(UsageError, match="unknown key `fctor`; did you mean `factor`"):
         read_lycoris_config(path)
     path.write_text("{")

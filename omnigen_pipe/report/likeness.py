@@ -21,7 +21,7 @@ from PIL import Image
 
 from manifests.errors import PipeError
 from manifests.query import query
-from omnigen_pipe.ahead import usable_cores
+from omnigen_pipe.cores import usable_cores
 from omnigen_pipe.progress import Progress
 from omnigen_pipe.report.hashes import SIDE, Hashes, grey, near_pairs, perceptual_hash
 from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from omnigen_pipe.images.mask_files import mask_root
 from omnigen_pipe.images.masks import Kind, latent_weights, read_mask
 from omnigen_pipe.maintenance.explanation import Keys, explain_samples
 from omnigen_pipe.report.page import render
-from omnigen_pipe.report.thumbnails import Album, fitted, read_file, whole_image
+from omnigen_pipe.report.thumbnails import Album, data_uri, fitted, read_file, whole_image
 from omnigen_pipe.workspace import Workspace
 
 #: So many buckets have a sheet, those with the most samples.
@@ -210,8 +209,7 @@ def _veil(workspace: Workspace, roots: dict[str, Path], row: dict[str, Any]) -> 
     picture.putalpha(opacity)
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
-    uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-    return Veil(uri, float(weights.mean(dtype=np.float64)))
+    return Veil(data_uri("png", file.getvalue()), float(weights.mean(dtype=np.float64)))
 
 
 def _weight(card: Card, bucket: str) -> int:

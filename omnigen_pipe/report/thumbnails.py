@@ -51,12 +51,16 @@ class Album:
         picture.save(png, "PNG")
         plain = png.tell() <= jpeg.tell()
         kind, file = ("png", png) if plain else ("jpeg", jpeg)
-        data = base64.b64encode(file.getvalue()).decode("ascii")
-        uri = f"data:image/{kind};base64,{data}"
+        uri = data_uri(kind, file.getvalue())
         if not self.take(len(uri) + text):
             self.refused += 1
             return None
         return uri
+
+
+def data_uri(kind: str, picture: bytes) -> str:
+    """The file `picture` of an image of that `kind` (png, jpeg), as an address of a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -27,8 +27,8 @@ class _Key(ISeedSequence):
 
     def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:
         """The key in its two words, the lower first."""
-        if n_words != 2 or np.dtype(dtype) != np.uint64:
-            raise NotImplementedError(f"{n_words} words of {np.dtype(dtype)} for a Philox")
+        assert n_words == 2  # what a Philox asks for
+        assert np.dtype(dtype) == np.uint64
         return np.frombuffer(int(self.hexadecimal, 16).to_bytes(16, "little"), "<u8")
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline_project import COMMAND, Project
 from safetensors.torch import load_file, save_file
 
+from guide import LYCORIS
 from hub_stub import environment, serve
 from omnigen_pipe import hub
 from omnigen_pipe.config import LokrConfig
@@ -30,20 +31,6 @@ from omnigen_pipe.world.scenes import Scene, Thing
 
 #: Stands for the file of an adapter of another model.
 OTHER = "another model's"
-#: The `lycoris_config.json` of SimpleTuner's quickstart, which it writes into its adapters.
-QUICKSTART = """
-{
-    "algo": "lokr",
-    "multiplier": 1.0,
-    "linear_dim": 10000,
-    "linear_alpha": 1,
-    "factor": 16,
-    "apply_preset": {
-        "target_module": ["Attention", "FeedForward"],
-        "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}}
-    }
-}
-"""
 FAST = ("--size", "48x32", "--steps", "2", "--device", "cpu")
 
 
@@ -184,7 +171,7 @@ def test_an_adapter_of_simpletuner_s_quickstart_is_drawn_with(here: Project, ada
     tensors = {n: t for n, t in load_file(adapter).items() if "_self_attn_" in n}
     assert 0 < len(tensors) < len(load_file(adapter))
     theirs = here.root / "theirs.safetensors"
-    save_file(tensors, theirs, metadata={"format": "pt", "lycoris_config": QUICKSTART})
+    save_file(tensors, theirs, metadata={"format": "pt", "lycoris_config": json.dumps(LYCORIS)})
     preset = LokrConfig().apply_preset.model_copy(update={"target_module": ("Attention",)})
     ours = here.root / "ours.safetensors"
     lokr.save_adapter(tensors, ours, LokrConfig(apply_preset=preset))
@@ -196,7 +183,7 @@ def test_an_adapter_of_simpletuner_s_quickstart_is_drawn_with(here: Project, ada
     assert pixels(here.root / "theirs.png") != pixels(here.root / "base.png")
 
     tensors.pop(next(name for name in tensors if name.endswith("lokr_w1")))
-    save_file(tensors, theirs, metadata={"format": "pt", "lycoris_config": QUICKSTART})
+    save_file(tensors, theirs, metadata={"format": "pt", "lycoris_config": json.dumps(LYCORIS)})
     said = here.run(*draw, "no.png", "--adapter", theirs.name, status=2).stderr
     said = " ".join(said.split())
     assert "It was not made by omnigen-pipe" in said

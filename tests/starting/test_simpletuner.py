@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from guide import LYCORIS
 from manifests.errors import UsageError
 from omnigen_pipe import config
 from omnigen_pipe.starting.configuration_file import write
@@ -111,17 +112,6 @@ TEXT: dict[str, Any] = {
     "cache_dir": "cache/text/omnigen",
     "disabled": False,
     "write_batch_size": 128,
-}
-LYCORIS: dict[str, Any] = {
-    "algo": "lokr",
-    "multiplier": 1.0,
-    "linear_dim": 10000,
-    "linear_alpha": 1,
-    "factor": 16,
-    "apply_preset": {
-        "target_module": ["Attention", "FeedForward"],
-        "module_algo_map": {"Attention": {"factor": 16}, "FeedForward": {"factor": 8}},
-    },
 }
 
 
