@@ -1,8 +1,7 @@
-"""Work that is done ahead of its use, in threads, and handed out in order; and cores for it."""
+"""Work that is done ahead of its use: in threads, and handed out in order."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,10 +36,3 @@ def done_ahead(
         finally:
             for future in pending:
                 future.cancel()
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on: in a container or a batch job, often not all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -38,7 +38,7 @@ FLOORS = [
         "omnigen_pipe.stop",
         "omnigen_pipe.world",
     },
-    {"omnigen_pipe.ahead", "omnigen_pipe.events", "omnigen_pipe.precisions"},
+    {"omnigen_pipe.ahead", "omnigen_pipe.cores", "omnigen_pipe.events", "omnigen_pipe.precisions"},
     {"manifests"},
 ]
 

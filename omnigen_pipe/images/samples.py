@@ -21,8 +21,9 @@ from manifests.errors import PipeError
 from manifests.keys import key_sql
 from manifests.query import Source, fingerprint, query, stream
 from omnigen_pipe import settings
-from omnigen_pipe.ahead import done_ahead, usable_cores
+from omnigen_pipe.ahead import done_ahead
 from omnigen_pipe.config import MAX_BUCKET_SIDE, Config
+from omnigen_pipe.cores import usable_cores
 from omnigen_pipe.images import pixels
 from omnigen_pipe.images.catalogue import check_discovered
 from omnigen_pipe.images.geometry import GEOMETRY_VERSION, Fault, Geometry, plan

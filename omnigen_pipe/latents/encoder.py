@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests.errors import PipeError
-from omnigen_pipe.ahead import usable_cores
 from omnigen_pipe.config import Config
+from omnigen_pipe.cores import usable_cores
 from omnigen_pipe.images.originals import ChangedSourceError, read_original
 from omnigen_pipe.images.pixels import Made, PixelsError, read_pixels
 from omnigen_pipe.latents.shards import DTYPES, ShardWriter
