@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -92,30 +93,14 @@ def by_spans(
 ) -> torch.Tensor:
     """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros.
 
-    Rows with prompts of one length are computed together.
+    Neighbours with prompts of one length are computed together. Parts are split off, not sliced:
+    in the backward pass every slice would fill, and add, a tensor of the whole batch's size.
     """
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, row in enumerate(span.rows):
-        places.setdefault(row, []).append(place)
-    if len(places) == 1:
+    runs = [(row, len(list(same))) for row, same in groupby(span.rows)]
+    if len(runs) == 1:
         return _one_span(query, key, value, *span.rows[0])
-    parts = [
-        _one_span(_rows(query, mine), _rows(key, mine), _rows(value, mine), *row)
-        for row, mine in places.items()
-    ]
-    together = torch.cat(parts)
-    order = [place for mine in places.values() for place in mine]
-    if order == sorted(order):
-        return together
-    return together[sorted(range(len(order)), key=order.__getitem__)]
-
-
-def _rows(x: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """The rows of a batch at `places`; neighbours come as a view."""
-    first, count = places[0], len(places)
-    if places == list(range(first, first + count)):
-        return x[first : first + count]
-    return x[places]
+    split = [x.split_with_sizes([count for _, count in runs]) for x in (query, key, value)]
+    return torch.cat([_one_span(*part, *row) for (row, _), *part in zip(runs, *split, strict=True)])
 
 
 def _one_span(
@@ -123,15 +108,14 @@ def _one_span(
 ) -> torch.Tensor:
     """Rows that share one layout: padding up to `start`, prompt and time up to `image`."""
     grouped = key.shape[1] != query.shape[1]
+    length = query.shape[2]
+    _, of_prompt, of_picture = query.split_with_sizes([start, image - start, length - image], dim=2)
+    _, keys = key.split_with_sizes([start, length - start], dim=2)
+    _, values = value.split_with_sizes([start, length - start], dim=2)
+    before = image - start
     prompt = F.scaled_dot_product_attention(
-        query[:, :, start:image],
-        key[:, :, start:image],
-        value[:, :, start:image],
-        is_causal=True,
-        enable_gqa=grouped,
+        of_prompt, keys[:, :, :before], values[:, :, :before], is_causal=True, enable_gqa=grouped
     )
-    picture = F.scaled_dot_product_attention(
-        query[:, :, image:], key[:, :, start:], value[:, :, start:], enable_gqa=grouped
-    )
+    picture = F.scaled_dot_product_attention(of_picture, keys, values, enable_gqa=grouped)
     padding = prompt.new_zeros(*prompt.shape[:2], start, prompt.shape[-1])
     return torch.cat((padding, prompt, picture), dim=2)

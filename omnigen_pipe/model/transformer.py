@@ -137,6 +137,12 @@ def predict_velocity(
     `x_t`: scaled noisy latents `[B, 4, H/8, W/8]`; `t`: times `[B]` in [0, 1], 1 is clean;
     `prompts`: token ids per row, of any lengths.
     """
+    # Attention computes neighbours with prompts of one length together.
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    if order != list(range(len(order))):
+        sorted_prompts = [prompts[row] for row in order]
+        velocity = predict_velocity(transformer, x_t[order], t[order], sorted_prompts)
+        return velocity[sorted(range(len(order)), key=order.__getitem__)]
     patch = transformer.config.patch_size
     image_tokens = (x_t.shape[-2] // patch) * (x_t.shape[-1] // patch)
     ids, positions, span = assembled(prompts, image_tokens, x_t.device)
@@ -150,5 +156,5 @@ def predict_velocity(
         position_ids=positions,
         return_dict=False,
     )
-    velocity: torch.Tensor = output[0]
-    return velocity
+    predicted: torch.Tensor = output[0]
+    return predicted

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import OmniGenTransformer2DModel
 from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from manifests.errors import UsageError
+from omnigen_pipe.model.attention import by_spans, spans
 from omnigen_pipe.model.transformer import load_transformer, predict_velocity
 
 CPU = torch.device("cpu")
@@ -97,9 +99,12 @@ def test_each_row_picks_its_own_factor_table(ours: Any, stock: Any) -> None:
             assert _relative_error(together[row : row + 1], alone) < 1e-5
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("lengths", "checkpointing"),
+    [([31, 7, 19], False), ([31, 7, 19], True), ([9, 30, 9, 30, 4], False)],
+)
 def test_gradients_equal_diffusers_one_by_one(
-    small_omnigen: Path, stock: Any, checkpointing: bool
+    small_omnigen: Path, stock: Any, lengths: list[int], checkpointing: bool
 ) -> None:
     model = load_transformer(small_omnigen / "transformer", torch.float32, CPU)
     for trained in (model, stock):
@@ -107,7 +112,7 @@ def test_gradients_equal_diffusers_one_by_one(
         trained.zero_grad()
     if checkpointing:
         model.enable_gradient_checkpointing()
-    x_t, t, prompts = _batch([31, 7, 19])
+    x_t, t, prompts = _batch(lengths)
     wanted = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(5))
     (predict_velocity(model, x_t, t, prompts) - wanted).square().sum().backward()
     for row, prompt in enumerate(prompts):
@@ -121,6 +126,23 @@ def test_gradients_equal_diffusers_one_by_one(
             compared += 1
     stock.requires_grad_(False)
     assert compared > 20
+
+
+def test_rows_come_in_any_order() -> None:
+    """Diffusers' pipeline hands over rows as they are; the reference is one dense mask."""
+    generator = torch.Generator().manual_seed(3)
+    lengths, image = [9, 5, 9, 2], 6
+    total = max(lengths) + 1 + image
+    query, key, value = (torch.randn(4, 2, total, 8, generator=generator) for _ in range(3))
+    seen = torch.zeros(4, 1, total, total, dtype=torch.bool)
+    for row, (start, first) in enumerate(spans(lengths).rows):
+        seen[row, 0, start:first, start:first] = torch.ones(first - start, first - start).tril() > 0
+        seen[row, 0, first:, start:] = True
+    dense = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    ours = by_spans(query, key, value, spans(lengths))
+    for row, (start, _) in enumerate(spans(lengths).rows):
+        assert _relative_error(ours[row, :, start:], dense[row, :, start:]) < 1e-5
+        assert not ours[row, :, :start].any()
 
 
 def test_grouped_key_value_heads_work(stock: Any) -> None:
