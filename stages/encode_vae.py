@@ -159,7 +159,7 @@ def _masks(
     }
     with (
         ShardWriter(workspace, MASKS_KEY, metadata) as writer,
-        progress.task("masks", len(items)) as advance,
+        progress.task("masks", missing.num_rows) as advance,
         stop_on_signal() as stop,
     ):
         outcome = make_masks(items, writer, advance, lambda: stop.signal is not None)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.errors import PipeError
 from manifests.query import Source, query
@@ -26,6 +28,9 @@ from omnigen_pipe.images.originals import ChangedSourceError, read_original
 from omnigen_pipe.images.pixels import PixelsError
 from omnigen_pipe.images.sources import dataset_root
 from omnigen_pipe.workspace import Workspace
+
+#: Rows that are Python's objects at a time.
+_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,13 @@ class MaskItem:
 Weighed = np.ndarray | PixelsError | ChangedSourceError
 
 
-def mask_items(workspace: Workspace, samples: pa.Table | Source, keys: pa.Table) -> list[MaskItem]:
+def mask_items(
+    workspace: Workspace, samples: pa.Table | Source, keys: pa.Table
+) -> Iterator[MaskItem]:
     """The masks of usable `samples` whose mask_key stands in `keys`, those of one file together.
 
-    Raises `UsageError` where a folder is gone.
+    Made as they are asked for: of millions of rows a few thousand are Python's at a time. Raises
+    `UsageError`, at once, where a folder is gone.
     """
     rows = query(
         """
@@ -67,30 +75,31 @@ def mask_items(workspace: Workspace, samples: pa.Table | Source, keys: pa.Table)
         """,
         samples=samples,
         keys=keys.select(["mask_key"]),
-    ).to_pylist()
-    needed = {file["dataset"] for row in rows for file in row["files"]}
+    )
+    files = pc.list_flatten(rows["files"])
+    needed = set(pc.unique(pc.struct_field(files, "dataset")).to_pylist())
     roots = {
         d.id: mask_root(workspace, d) or dataset_root(workspace, d)
         for d in workspace.config.datasets
         if d.id in needed
     }
-    items = []
-    for row in rows:
-        width, height = row["bucket"].split("x")
-        first = row["files"][0]
-        items.append(
-            MaskItem(
-                name=f"{first['dataset']}: {first['path']}",
-                mask_key=row["mask_key"],
-                mask_hash=row["mask_hash"],
-                kind="alpha" if row["alpha"] else "greyscale",
-                bucket=(int(width), int(height)),
-                resize=(row["resize_width"], row["resize_height"]),
-                crop=(row["crop_left"], row["crop_top"]),
-                paths=tuple(roots[file["dataset"]] / file["path"] for file in row["files"]),
-            )
-        )
-    return items
+    batches = rows.to_batches(max_chunksize=_ROWS)
+    return (_item(row, roots) for batch in batches for row in batch.to_pylist())
+
+
+def _item(row: dict[str, Any], roots: Mapping[str, Path]) -> MaskItem:
+    width, height = row["bucket"].split("x")
+    first = row["files"][0]
+    return MaskItem(
+        name=f"{first['dataset']}: {first['path']}",
+        mask_key=row["mask_key"],
+        mask_hash=row["mask_hash"],
+        kind="alpha" if row["alpha"] else "greyscale",
+        bucket=(int(width), int(height)),
+        resize=(row["resize_width"], row["resize_height"]),
+        crop=(row["crop_left"], row["crop_top"]),
+        paths=tuple(roots[file["dataset"]] / file["path"] for file in row["files"]),
+    )
 
 
 def weigh(items: Iterable[MaskItem]) -> Generator[tuple[MaskItem, Weighed], None, None]:
@@ -104,8 +113,11 @@ def weigh(items: Iterable[MaskItem]) -> Generator[tuple[MaskItem, Weighed], None
         try:
             paths = [path for item in file for path in item.paths]
             mask = read_mask(read_original(paths, file[0].mask_hash), file[0].kind)
-        except (ChangedSourceError, PixelsError) as error:
-            return [error] * len(file)
+        # Never the error itself: its traceback would keep the half-decoded mask alive.
+        except ChangedSourceError as error:
+            return [ChangedSourceError(error.faults)] * len(file)
+        except PixelsError as error:
+            return [PixelsError(str(error))] * len(file)
         return [latent_weights(mask, item.bucket, item.resize, item.crop) for item in file]
 
     waiting = (list(file) for _, file in groupby(items, key=lambda i: (i.mask_hash, i.kind)))

@@ -169,8 +169,9 @@ def _decoded(
         geometry = (item.bucket, item.resize, item.crop)
         try:
             return read_pixels(data, *geometry, config.pixels, made)
+        # Never the error itself: its traceback would keep the half-decoded image alive.
         except PixelsError as error:
-            return error
+            return PixelsError(str(error))
         except MemoryError:
             return too_little_memory()
 
@@ -178,14 +179,13 @@ def _decoded(
         try:
             data = read_source(image)
         except ChangedSourceError as error:
-            return [error] * len(image)
+            return [ChangedSourceError(error.faults)] * len(image)
         except MemoryError:
             return [too_little_memory()] * len(image)
         made = Made()
         return [pixels(data, item, made) for item in image]
 
     def too_little_memory() -> TooLittleMemoryError:
-        # Not the error itself: its traceback would keep the half-decoded image alive.
         return TooLittleMemoryError(
             f"not read this time: too little memory; lower decode_workers ({workers} now)"
         )

@@ -7,7 +7,6 @@ prompts of the validation pictures that it shows.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -161,16 +160,16 @@ def _hub_datasets(config: Config, samples: pa.Table) -> list[str]:
 def _data(samples: pa.Table) -> str:
     """How many samples of what, by dataset and by bucket."""
     lines = ["| dataset | use | samples | seen per epoch |", "|---|---|---|---|"]
-    columns = [samples[name].to_pylist() for name in ("dataset", "split", "repeats")]
-    counts: Counter[tuple[str, str]] = Counter()
-    seen: Counter[tuple[str, str]] = Counter()
-    for dataset, split, repeats in zip(*columns, strict=True):
-        counts[dataset, split] += 1
-        seen[dataset, split] += 0 if split == "eval" else repeats + 1
-    for (dataset, split), count in sorted(counts.items()):
-        lines.append(f"| {dataset} | {split} | {count} | {seen[dataset, split]} |")
-    buckets = Counter(samples["bucket"].to_pylist())
-    sizes = ", ".join(f"{bucket} ({count})" for bucket, count in buckets.most_common())
+    of_split = samples.group_by(["dataset", "split"]).aggregate(
+        [([], "count_all"), ("repeats", "sum")]
+    )
+    for row in of_split.sort_by([("dataset", "ascending"), ("split", "ascending")]).to_pylist():
+        count = row["count_all"]
+        seen = 0 if row["split"] == "eval" else row["repeats_sum"] + count
+        lines.append(f"| {row['dataset']} | {row['split']} | {count} | {seen} |")
+    buckets = pc.value_counts(samples["bucket"]).to_pylist()
+    buckets.sort(key=lambda bucket: -bucket["counts"])
+    sizes = ", ".join(f"{bucket['values']} ({bucket['counts']})" for bucket in buckets)
     return "\n".join([*lines, "", f"Sizes in pixels: {sizes}."])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from manifests.errors import PipeError, UsageError
 from manifests.keys import key
 from manifests.parquet import check_undamaged
@@ -66,7 +68,7 @@ def freeze_today(workspace: Workspace, path: Path, allow_missing: bool) -> None:
             f"{found.incomplete} samples lack a latent, mask or prompt: run "
             f"{' and '.join(commands)} first, or train without them by --allow-missing."
         )
-    splits = set(found.table["split"].to_pylist())
+    splits = set(pc.unique(found.table["split"]).to_pylist())
     if not splits & set(TRAINED_SPLITS):
         raise PipeError(
             "There is no sample to train on: every image was left out. `omnigen-pipe bucket` "

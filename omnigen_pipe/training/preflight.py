@@ -38,7 +38,7 @@ def largest_batch(frozen: FrozenSamples, config: TrainConfig, patch_size: int) -
     bucket = max(rows, key=lambda name: rows[name] * (longest + _area(name) // side**2))
     width, height = (int(side) // PIXELS_PER_LATENT for side in bucket.split("x"))
     latents = torch.zeros(rows[bucket], 4, height, width)
-    regularised = "regularisation" in frozen.table["split"].to_pylist()
+    regularised = "regularisation" in frozen.in_split
     return Batch(
         sample_ids=["the largest batch"] * rows[bucket],
         bucket=bucket,

@@ -184,7 +184,7 @@ class Session:
         for remark in remarks:
             if remark is not None:
                 summary.say(self.progress, remark)
-        if "train" not in self.frozen.table["split"].to_pylist():
+        if "train" not in self.frozen.in_split:
             summary.say(
                 self.progress,
                 "There are regularisation data only: they hold the adapter where the base model "

@@ -21,6 +21,7 @@ from PIL import Image
 from manifests.errors import PipeError
 from omnigen_pipe.config import parse
 from omnigen_pipe.images.originals import ChangedSourceError
+from omnigen_pipe.images.pixels import PixelsError
 from omnigen_pipe.latents import encoder
 from omnigen_pipe.latents.encoder import (
     Item,
@@ -458,6 +459,23 @@ def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert started <= taken + 3 + 2 * 2
     decoded.close()
     assert started <= 10 + 3 + 2 * 2
+
+
+def test_what_cannot_be_decoded_keeps_no_image_alive(tmp_path: Path) -> None:
+    """An error's traceback would: of every broken file that waits to be told of."""
+    broken, changed = item(tmp_path, 0), item(tmp_path, 1)
+    whole = broken.paths[0].read_bytes()
+    broken.paths[0].write_bytes(whole[: len(whole) // 2])
+    cut = blake3(broken.paths[0].read_bytes()).hexdigest()[:32]
+    changed.paths[0].write_bytes(whole)
+    items = [replace(broken, content_hash=cut), changed]
+    decoded = encoder._decoded(items, workspace(tmp_path / "w").config)
+    results = [result for _, result, _ in decoded]
+    assert [type(result) for result in results] == [PixelsError, ChangedSourceError]
+    assert str(results[0]).startswith("cannot be decoded")
+    for result in results:
+        assert isinstance(result, Exception)
+        assert (result.__traceback__, result.__cause__, result.__context__) == (None, None, None)
 
 
 class Stub:
