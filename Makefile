@@ -34,9 +34,10 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
-# What each stage costs against bare loops: docs/performance.md. BENCH='--rows start' for some.
+# What each stage costs against bare loops, as a table and in bench.json: docs/performance.md.
+# BENCH='--rows start' for some.
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
+	$(BIN)/python tests/benchmarks/bench.py --json bench.json $(BENCH)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

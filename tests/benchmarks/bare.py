@@ -21,7 +21,6 @@ from table import answer
 
 #: As many threads as discover reads with.
 READERS = 8
-VAE_BATCH = 2
 
 
 def walk(root: str) -> dict[str, Any]:
@@ -79,14 +78,18 @@ def encode_batch(tokenizer_json: str, texts_json: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
 
-def decode_resize(jobs_json: str) -> dict[str, Any]:
-    """Decode, resize and crop images on all cores: jobs of path, size and box in pixels."""
+def decode_resize(jobs_json: str, decode: str) -> dict[str, Any]:
+    """Decode, resize and crop images on all cores: jobs of path, size and box in pixels. With
+    `decode` "reduced" JPEGs are decoded at the smallest scale that has so many pixels."""
     import numpy as np
     from PIL import Image
 
     def pixels(job: tuple[str, tuple[int, int], tuple[int, int, int, int]]) -> Any:
         path, size, box = job
-        image = Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        image = Image.open(path)
+        if decode == "reduced":
+            image.draft("RGB", size)
+        image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         return np.asarray(image.crop(box)).mean()
 
     jobs = json.loads(Path(jobs_json).read_text(encoding="utf-8"))
@@ -96,15 +99,17 @@ def decode_resize(jobs_json: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "images": len(found)}
 
 
-def vae_loop(folder: str, number: str, side: str) -> dict[str, Any]:
-    """Encode batches of decoded images with a VAE; as many as `number`, `side` pixels square."""
+def vae_loop(folder: str, number: str, bucket: str, batch: str) -> dict[str, Any]:
+    """Encode batches of decoded images with a VAE: `number` images of `bucket`, WIDTHxHEIGHT."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads wait as those of encode-vae do
     import torch
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True).eval()
-    pixels = torch.rand(VAE_BATCH, 3, int(side), int(side)) * 2 - 1
+    width, height = (int(side) for side in bucket.split("x"))
+    pixels = torch.rand(int(batch), 3, height, width) * 2 - 1
     started = time.perf_counter()
-    for _ in range(0, int(number), VAE_BATCH):
+    for _ in range(0, int(number), int(batch)):
         with torch.inference_mode():
             posterior = vae.encode(pixels).latent_dist
             torch.cat([posterior.mean, posterior.logvar], dim=1).numpy()

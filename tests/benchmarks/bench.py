@@ -37,32 +37,39 @@ def main(arguments: list[str] | None = None) -> None:
     names = [row.name for row in ROWS]
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW",
                         help=f"which: {', '.join(names)}; default: all")  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=3, help="how often each takes its turn")
+    parser.add_argument("--repeats", type=int, default=3,
+                        help="how often each takes its turn; brief ones take more")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the amounts")
     parser.add_argument("--folder", type=Path, help="where to build; default: the system's")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     chosen = parser.parse_args(arguments)
     lines: list[Line] = []
+    seconds: dict[str, int] = {}
     started = time.monotonic()
     for row in ROWS:
         if row.name in chosen.rows:
-            print(f"{time.monotonic() - started:5.0f} s: {row.name}", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            print(f"{began - started:5.0f} s: {row.name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="bench-", dir=chosen.folder) as folder:
                 lines += row.lines(Bench(Path(folder), chosen.repeats, chosen.scale))
+            seconds[row.name] = round(time.monotonic() - began)
             if chosen.json:  # after each row: what was measured outlives an interruption
-                _write(chosen.json, chosen, lines, round(time.monotonic() - started))
+                _write(chosen.json, chosen, lines, seconds)
     print(as_text(lines))
     if chosen.scale != 1:
         print(f"\nAmounts were multiplied by {chosen.scale:g}: the goals are meant for 1.")
     print(f"\n{time.monotonic() - started:.0f} s in all")
 
 
-def _write(path: Path, chosen: argparse.Namespace, lines: list[Line], seconds: int) -> None:
+def _write(
+    path: Path, chosen: argparse.Namespace, lines: list[Line], seconds: dict[str, int]
+) -> None:
     found = {
         "machine": machine(),
         "scale": chosen.scale,
         "repeats": chosen.repeats,
-        "seconds": seconds,
+        "seconds": sum(seconds.values()),
+        "seconds_of_rows": seconds,
         "lines": [line.as_json() for line in lines],
     }
     path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

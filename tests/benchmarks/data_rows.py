@@ -15,7 +15,7 @@ from pathlib import Path
 
 import folders
 import scale
-from table import SHARED, Bench, Goal, Line, Row, Skip, child, elapsed, in_turn
+from table import SHARED, Bench, Goal, Line, Row, Skip, child, duration, elapsed, in_turn
 
 from manifests.query import query
 from omnigen_pipe.model_files import EMBEDDED_FOLDER
@@ -34,10 +34,12 @@ _LARGE = ((1200, 900), (1600, 1200), (2048, 1536), (2592, 1944), (3264, 2448), (
 _SHARDS = 250
 
 _GROWTH_SIZES = (10_000, 100_000, 1_000_000)
+#: Latents of a fragment where growth is measured: a fourth of the most fragments at a million.
+_LATENTS_A_FRAGMENT = 4000
 
 
-def _ours(work: str, root: Path) -> Callable[[], float]:
-    return lambda: float(child("ours.py", work, root)["seconds"])
+def _ours(work: str, *arguments: object) -> Callable[[], float]:
+    return lambda: float(child("ours.py", work, *arguments)["seconds"])
 
 
 def _bare(work: str, *arguments: object) -> Callable[[], float]:
@@ -178,9 +180,9 @@ def tokenize(bench: Bench) -> Iterator[Line]:
 def decode_bound(bench: Bench) -> Iterator[Line]:
     """encode-vae where decoding is the work: full and reduced decoding.
 
-    160 images rather than 2,000: these would take half of the time that all rows may.
+    120 images rather than 2,000: these would take half of the time that all rows may.
     """
-    number = bench.amount(160)
+    number = bench.amount(120)
     nbytes = folders.jpegs(bench.folder / "photos", number, _LARGE, kinds=len(_LARGE))
     vae = folders.vae(bench.folder / "vae", (4, 4, 4, 4), 0, attention=False)
     full, reduced = bench.folder / "full", bench.folder / "reduced"
@@ -193,13 +195,20 @@ def decode_bound(bench: Bench) -> Iterator[Line]:
         for root in (full, reduced)
     ]
     repeats = max(1, bench.repeats - 1)
-    ours, fewer, bare = in_turn(repeats, *works, _bare("decode_resize", jobs))
+    bare_works = [_bare("decode_resize", jobs, decode) for decode in ("full", "reduced")]
+    ours, fewer, bare, bare_fewer = in_turn(repeats, *works, *bare_works)
     # On a CPU even a tiny VAE works on the cores that decode.
-    beside = child("bare.py", "vae_loop", vae, number, 512)["seconds"]
-    both = Line("", DECODE_BOUND.goal, ours=ours, bare=tuple(each + beside for each in bare))
+    batch, bucket = Workspace.open(full).config.vae.vae_batch_size, _usual_bucket(full)
+    beside = child("bare.py", "vae_loop", vae, number, bucket, batch)["seconds"]
+
+    def with_vae(mine: tuple[float, ...], plain: tuple[float, ...]) -> str:
+        both = Line("", DECODE_BOUND.goal, ours=mine, bare=tuple(each + beside for each in plain))
+        return f"against decoding and then the bare VAE on the same cores {both.value:.2f}"
+
     loss = child("ours.py", "loss_of_reduction", full, 2 * len(_LARGE))
+    gained = Line("", DECODE_BOUND.goal, ours=fewer, bare=ours).value
     made = f"{number:,} JPEGs of {nbytes / number / 2**20:.1f} MiB and 1 to 12 megapixels to 512 px"
-    made += f"; against decoding and then the bare VAE on the same cores {both.value:.2f}"
+    made += f"; {with_vae(ours, bare)}"
     yield Line(
         "encode-vae, decode-bound", DECODE_BOUND.goal, "images", number, ours, bare, note=made
     )
@@ -209,9 +218,10 @@ def decode_bound(bench: Bench) -> Iterator[Line]:
         "images",
         number,
         fewer,
-        bare,
-        note=f"against the same full decoding; {loss['median']:.0f} dB from it in the median, "
-        f"{loss['least']:.0f} dB at least",
+        bare_fewer,
+        note=f"the bare loop decodes reduced, too; {with_vae(fewer, bare_fewer)}; "
+        f"{gained:.1f} times our rate with full decoding, {loss['median']:.0f} dB from it in the "
+        f"median, {loss['least']:.0f} dB at least",
         details={"decibels": loss},
     )
 
@@ -224,6 +234,15 @@ def _prepare(root: Path, photos: Path, vae: Path, *options: str) -> Workspace:
     child("ours.py", "discover", root)
     child("ours.py", "bucket", root)
     return workspace
+
+
+def _usual_bucket(root: Path) -> str:
+    """The bucket that most samples have."""
+    (found,) = query(
+        "SELECT mode(bucket) AS bucket FROM samples WHERE status = 'ok'",
+        samples=Workspace.open(root).samples.source(),
+    )["bucket"].to_pylist()
+    return str(found)
 
 
 def _jobs(root: Path, path: Path) -> Path:
@@ -246,7 +265,7 @@ def _jobs(root: Path, path: Path) -> Path:
 
 def vae_bound(bench: Bench) -> Iterator[Line]:
     """encode-vae where the VAE is the work: on a CPU it takes seconds per image."""
-    number, side = bench.amount(4, least=2), 256
+    number, side = bench.amount(2, least=2), 256
     folders.jpegs(bench.folder / "photos", number, [(640, 640)])
     vae = folders.vae(bench.folder / "vae", (128, 256, 512, 512), 2, attention=True)
     root = bench.folder / "w"
@@ -254,13 +273,13 @@ def vae_bound(bench: Bench) -> Iterator[Line]:
         root, bench.folder / "photos", vae, f"resolution = {side}", "[vae]", "vae_batch_size = 2"
     )
     ours, bare = in_turn(
-        max(1, bench.repeats - 1),
+        bench.repeats,
         _anew(_ours("encode", root), root / "latents", root / "manifests" / "latents"),
-        _bare("vae_loop", vae, number, side),
+        _bare("vae_loop", vae, number, f"{side}x{side}", 2),
     )
     yield Line(
         "encode-vae, VAE-bound", VAE_BOUND.goal, "images", number, ours, bare,
-        note=f"SDXL's VAE with random weights, {side} px, batches of 2",
+        note=f"SDXL's VAE with random weights, {side} px, a batch of 2 in each turn",
     )  # fmt: skip
 
 
@@ -279,7 +298,7 @@ def growth(bench: Bench) -> Iterator[Line]:
             math.log(middle[more] / middle[fewer]) / math.log(more / fewer)
             for fewer, more in itertools.pairwise(sizes)
         ]
-        listed = ", ".join(f"{size:,}: {seconds:.2f} s" for size, seconds in middle.items())
+        listed = ", ".join(f"{size:,}: {duration(took)}" for size, took in middle.items())
         yield Line(
             f"growth of {step}",
             GROWTH.goal,
@@ -297,11 +316,14 @@ def _steps(root: Path, size: int) -> Iterator[tuple[str, Callable[[], float]]]:
     folders.empty_files(walked / "photos", size)
     folders.know_all(folders.workspace(walked))
     yield "discover, nothing changed", _ours("discover", walked)
+    yield "status", _ours("status", walked, "full")
     planned = root / "planned"
     workspace = scale.build_images(planned, EMBEDDED_FOLDER, size)
     yield "bucket", _anew(_ours("bucket", planned), workspace.samples.path)
-    scale.build_logs(workspace)
-    yield "status --quick", _ours("status", planned)
+    yield "encode-vae's plan, all missing", _ours("plan_missing", planned)
+    # In proportion: as many at every size would hide what grows behind what does not.
+    scale.build_logs(workspace, max(1, size // _LATENTS_A_FRAGMENT))
+    yield "status --quick", _ours("status", planned, "quick")
     yield "encode-vae's plan", _ours("plan_encoding", planned)
     yield "an epoch's order", lambda: float(child("ours.py", "plan_epoch", size)["seconds"])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from table import answer
 
 from manifests.query import query
@@ -53,12 +54,12 @@ def tokenize(root: str) -> dict[str, Any]:
     return _timed(tokenize.run, root)
 
 
-def status(root: str) -> dict[str, Any]:
-    """status --quick of the workspace `root`."""
+def status(root: str, how: str) -> dict[str, Any]:
+    """status of the workspace `root`; `how` is "quick" or "full"."""
     from omnigen_pipe.maintenance import status
 
     def run(workspace: Workspace, progress: Progress) -> Summary:
-        found = status.run(workspace, progress, quick=True)
+        found = status.run(workspace, progress, quick=how == "quick")
         return Summary("status", False, {stage.stage: stage.current for stage in found.stages})
 
     return _timed(run, root)
@@ -70,6 +71,30 @@ def plan_encoding(root: str) -> dict[str, Any]:
 
     found = _timed(encode_vae.run, root)
     return {**found, "torch": "torch" in sys.modules}
+
+
+def plan_missing(root: str) -> dict[str, Any]:
+    """Which latents the workspace `root` lacks, and where their images lie, in encoding's order."""
+    from omnigen_pipe.images.samples import current_samples
+    from omnigen_pipe.latents.vae import inputs_key, vae_inputs
+    from omnigen_pipe.latents.wanted import (
+        STATUS_COLUMNS,
+        known_latents,
+        wanted_latents,
+        with_files,
+        with_status,
+    )
+    from omnigen_pipe.model_files import model_part
+
+    def run(workspace: Workspace, progress: Progress) -> Summary:
+        samples = current_samples(workspace)
+        key = inputs_key(vae_inputs(workspace, model_part(workspace, "vae")))
+        known = known_latents(workspace, key, STATUS_COLUMNS)
+        wanted = with_status(wanted_latents(samples), known)
+        missing = with_files(wanted.filter(pc.is_null(wanted["status"])), samples)
+        return Summary("encode-vae", False, {"missing": missing.num_rows})
+
+    return _timed(run, root)
 
 
 def encode(root: str) -> dict[str, Any]:
@@ -167,7 +192,7 @@ def loss_of_reduction(root: str, number: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     works = (
-        discover, bucket, tokenize, status, plan_encoding, encode, plan_epoch, memory_of_epochs,
-        loss_of_reduction,
+        discover, bucket, tokenize, status, plan_encoding, plan_missing, encode, plan_epoch,
+        memory_of_epochs, loss_of_reduction,
     )  # fmt: skip
     answer({work.__name__: work for work in works})

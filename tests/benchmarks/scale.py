@@ -71,24 +71,6 @@ print(json.dumps({
 sys.exit(os.waitstatus_to_exitcode(status) and 1)
 """
 
-_MISSING = """
-import sys
-import pyarrow.compute as pc
-from omnigen_pipe.images.samples import current_samples
-from omnigen_pipe.latents.vae import inputs_key, vae_inputs
-from omnigen_pipe.latents.wanted import *
-from omnigen_pipe.model_files import model_part
-from omnigen_pipe.workspace import Workspace
-
-workspace = Workspace.open(sys.argv[1])
-samples = current_samples(workspace)
-key = inputs_key(vae_inputs(workspace, model_part(workspace, "vae")))
-known = known_latents(workspace, key, STATUS_COLUMNS)
-wanted = with_status(wanted_latents(samples), known)
-missing = with_files(wanted.filter(pc.is_null(wanted["status"])), samples)
-print('{"counts": {"missing": %d}}' % missing.num_rows)
-"""
-
 
 def build_images(root: Path, model: Path, number: int) -> Workspace:
     """A workspace whose images.parquet names `number` images that are not there."""
@@ -223,9 +205,8 @@ def measure(root: Path, model: Path, number: int) -> dict[str, dict[str, Any]]:
     steps["encode-vae, all there"] = run(*_CLI, "encode-vae", *options)
     for path in workspace.latents.fragments()[::10]:
         path.unlink()
-    script = root / "missing.py"  # in a file: DuckDB takes `python -c` for a person who waits
-    script.write_text(_MISSING)
-    steps["latents, a tenth missing"] = run(str(script), str(root))
+    plan = str(Path(__file__).with_name("ours.py"))
+    steps["latents, a tenth missing"] = run(plan, "plan_missing", str(root))
     steps["tokenize, all there"] = run(*_CLI, "tokenize", *options)
     if _has_status():
         steps["status --quick"] = run(*_CLI, "status", "--quick", "-w", str(root), "--json")

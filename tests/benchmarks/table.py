@@ -218,8 +218,8 @@ def cells(line: Line) -> tuple[str, ...]:
         return (line.stage, "–", "–", "–", str(line.goal), f"skipped: {line.skipped}")
     value = line.value
     assert value is not None  # only of skipped lines
-    unit = {"times": " ×", "rate": "", "seconds": " s", "exponent": ""}[line.goal.of]
-    shown = f"{value:.2f}{unit}"
+    unit = {"times": " ×", "rate": "", "exponent": ""}.get(line.goal.of)
+    shown = duration(value) if unit is None else f"{value:.2f}{unit}"
     met = "yes" if line.met else "no"
     if line.failed:
         met += f": {line.failed}"
@@ -238,9 +238,14 @@ def _speed(line: Line, seconds: tuple[float, ...]) -> str:
         return "–"
     middle = statistics.median(seconds)
     if not line.unit:
-        return f"{middle:.2f} s"
+        return duration(middle)
     rate = line.amount / middle
     return f"{rate:,.0f} {line.unit}/s" if rate >= 20 else f"{rate:.2f} {line.unit}/s"
+
+
+def duration(seconds: float) -> str:
+    """As tables and notes show it: in milliseconds below a tenth of a second."""
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def as_text(lines: Iterable[Line]) -> str:
