@@ -54,6 +54,8 @@ def draw_scenes(
     for width, height in sorted({(scene.width, scene.height) for scene in scenes}):
         sized = settings.changed({"width": width, "height": height}, "scene")
         mine = [n for n, s in enumerate(scenes) if (s.width, s.height) == (width, height)]
+        # Attention computes neighbours with prompts of one length together.
+        mine.sort(key=lambda n: len(scenes[n].caption.split()))
         for start in range(0, len(mine), BATCH):
             numbers = mine[start : start + BATCH]
             requests = [Request(str(n), scenes[n].caption, seed + n) for n in numbers]

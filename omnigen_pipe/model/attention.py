@@ -1,9 +1,9 @@
 """OmniGen's attention without its mask.
 
 Prompt and time tokens are plainly causal and do not see the image; image tokens see
-everything. That is two calls of scaled-dot-product attention per row, each on a slice that
-leaves the padding out, so the dense [B, S, S] mask of diffusers' collator is never built and
-flash attention can serve both calls.
+everything. That is two calls of scaled-dot-product attention for rows with prompts of one length,
+each on a part that leaves the padding out, so the dense [B, S, S] mask of diffusers' collator is
+never built and flash attention can serve both calls.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def by_spans(
 ) -> torch.Tensor:
     """`[B, heads, S, head_dim]` in and out; the padding's rows come out as zeros.
 
-    Neighbours with prompts of one length are computed together. Parts are split off, not sliced:
-    in the backward pass every slice would fill, and add, a tensor of the whole batch's size.
+    Neighbours with prompts of one length are computed together. They are split off, not sliced: in
+    the backward pass every slice would fill, and add, a tensor of the whole batch's size.
     """
     runs = [(row, len(list(same))) for row, same in groupby(span.rows)]
     if len(runs) == 1:

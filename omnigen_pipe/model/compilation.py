@@ -3,8 +3,8 @@
 Block by block, not the whole model: all blocks share their graphs, so the time to compile does
 not grow with the depth, and gradient checkpointing stays outside of the graphs. Lengths are
 dynamic, so neither another bucket nor another prompt length compiles anew. The core of attention
-stays eager: it slices by the prompts' lengths, which would be constants in a graph, and is one
-fused kernel anyway.
+stays eager: it cuts by the prompts' lengths, which would be constants in a graph, and is two
+fused kernels for each of them anyway.
 """
 
 from __future__ import annotations

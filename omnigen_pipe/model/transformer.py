@@ -137,12 +137,15 @@ def predict_velocity(
     `x_t`: scaled noisy latents `[B, 4, H/8, W/8]`; `t`: times `[B]` in [0, 1], 1 is clean;
     `prompts`: token ids per row, of any lengths.
     """
-    # Attention computes neighbours with prompts of one length together.
+    # Attention computes neighbours with prompts of one length together. Stacked, not indexed: an
+    # index would be copied to the GPU, which waits for all that it has to do.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     if order != list(range(len(order))):
-        sorted_prompts = [prompts[row] for row in order]
-        velocity = predict_velocity(transformer, x_t[order], t[order], sorted_prompts)
-        return velocity[sorted(range(len(order)), key=order.__getitem__)]
+        x_t, t = (torch.stack([x[row] for row in order]) for x in (x_t, t))
+        rows = predict_velocity(transformer, x_t, t, [prompts[row] for row in order]).unbind()
+        return torch.stack(
+            [rows[place] for place in sorted(range(len(order)), key=order.__getitem__)]
+        )
     patch = transformer.config.patch_size
     image_tokens = (x_t.shape[-2] // patch) * (x_t.shape[-1] // patch)
     ids, positions, span = assembled(prompts, image_tokens, x_t.device)

@@ -37,6 +37,7 @@ def build(picture: int) -> Problem:
 def attend(mode: str, problem: Problem) -> Callable[[], torch.Tensor]:
     """The attention in `mode`; the mask is made here, as diffusers makes it once for all layers."""
     tensors, where, seen = problem
+    del problem  # of which the mask is no part in the other mode
     if mode == "spans":
         return lambda: by_spans(*tensors, where)
     mask = (1 - seen) * torch.finfo(torch.float32).min
@@ -51,24 +52,32 @@ def step(attention: Callable[[], torch.Tensor]) -> float:
 
 
 def difference(problem: Problem) -> float:
-    """The largest difference of what the two give, the padding aside."""
-    ours, dense = (attend(mode, problem)().detach() for mode in MODES)
-    return max(
-        float((ours[row, :, start:] - dense[row, :, start:]).abs().max())
-        for row, (start, _) in enumerate(problem[1].rows)
-    )
+    """The largest difference of outputs and gradients of the two, the padding aside."""
+    tensors, where, _ = problem
+    kept = torch.zeros_like(tensors[0])
+    for row, (start, _) in enumerate(where.rows):
+        kept[row, :, start:] = 1
+    found = []
+    for mode in MODES:
+        out = attend(mode, problem)() * kept
+        found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    return max(float(((a - b) * kept).abs().max()) for a, b in zip(*found, strict=True))
 
 
 def peak(mode: str, picture: str) -> dict[str, Any]:
-    """Bytes that one step in `mode` needs over its inputs, its mask included."""
-    tensors, where, seen = build(int(picture))
-    if mode == "spans":
-        seen = torch.empty(0)
-    problem = (tensors, where, seen)
-    # Forgets the peak so far, which building had.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _memory("VmRSS") - seen.nbytes
-    step(attend(mode, problem))
+    """Bytes that one step in `mode` needs over query, key and value, its float32 mask included;
+    none where the system does not tell."""
+    problem = build(int(picture))
+    mask = problem[2].nbytes if mode == "dense mask" else 0
+    attention = attend(mode, problem)
+    del problem
+    try:
+        # Forgets the peak so far, which building had.
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return {}
+    before = _memory("VmRSS") - mask
+    step(attention)
     return {"bytes": _memory("VmHWM") - before}
 
 

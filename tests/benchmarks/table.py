@@ -245,7 +245,7 @@ def _speed(line: Line, seconds: tuple[float, ...]) -> str:
 
 def duration(seconds: float) -> str:
     """As tables and notes show it: in milliseconds below a tenth of a second."""
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
+    return f"{seconds:.2f} s" if seconds >= 0.0995 else f"{1000 * seconds:.2g} ms"
 
 
 def as_text(lines: Iterable[Line]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bench
 import pytest
-from table import HEADINGS, Bench, Goal, Line, Row, Skip, as_text, cells, in_turn
+from table import HEADINGS, Bench, Goal, Line, Row, Skip, as_text, cells, duration, in_turn
 
 #: Amounts so small that only the working of a row is tested.
 TINY = 0.001
@@ -32,6 +32,11 @@ def test_what_costs_more_than_the_goal_does_not_meet_it() -> None:
     also = Line("s", Goal(3, "seconds"), ours=(1.0,), failed="torch was imported")
     assert also.met is False
     assert cells(also)[-1] == "no: torch was imported"
+
+
+def test_moments_are_shown_in_milliseconds() -> None:
+    shown = {0.00068: "0.68 ms", 0.0123: "12 ms", 0.0994: "99 ms", 0.0996: "0.10 s", 2: "2.00 s"}
+    assert {seconds: duration(seconds) for seconds in shown} == shown
 
 
 def test_all_take_turns_and_the_order_alternates() -> None:
@@ -78,6 +83,7 @@ def _run(tmp_path: Path, *rows: str) -> dict[str, Line]:
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["scale"] == TINY
     assert found["machine"]["cores"] >= 1
+    assert list(found["seconds_of_rows"]) == list(rows)
     return {line["stage"]: line for line in found["lines"]}
 
 

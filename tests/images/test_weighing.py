@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from blake3 import blake3
 from PIL import Image
 
+from manifests.errors import UsageError
+from omnigen_pipe.config import parse
 from omnigen_pipe.images import weighing
 from omnigen_pipe.images.originals import ChangedSourceError
 from omnigen_pipe.images.pixels import PixelsError
-from omnigen_pipe.images.weighing import MaskItem, weigh
+from omnigen_pipe.images.weighing import MaskItem, mask_items, weigh
+from omnigen_pipe.workspace import Workspace
 
 
 def item(folder: Path, number: int) -> MaskItem:
@@ -70,3 +75,33 @@ def test_what_cannot_be_weighed_keeps_no_mask_alive(tmp_path: Path) -> None:
     for result in results:
         assert isinstance(result, Exception)
         assert (result.__traceback__, result.__cause__, result.__context__) == (None, None, None)
+
+
+def test_masks_to_be_weighed_are_made_as_they_are_asked_for(tmp_path: Path) -> None:
+    """And a folder that is gone is said at once, before anything is written."""
+    option = {"id": "a", "instance_data_dir": "photos", "mask": "alpha"}
+    workspace = Workspace(tmp_path, parse({"dataset": [option]}, "test"))
+    columns: dict[str, list[Any]] = {
+        "dataset": ["a"] * 3,
+        "path": [f"{n}.png" for n in range(3)],
+        "mask_path": [None] * 3,
+        "mask_key": [f"{n:032x}" for n in range(3)],
+        "mask_hash": [f"{n:032x}" for n in range(3)],
+        "bucket": ["48x32"] * 3,
+        "resize_width": [48] * 3,
+        "resize_height": [32] * 3,
+        "crop_left": [0] * 3,
+        "crop_top": [0] * 3,
+        "status": ["ok"] * 3,
+    }
+    samples = pa.table({name: pa.array(values) for name, values in columns.items()})
+    keys = samples.select(["mask_key"])
+    with pytest.raises(UsageError, match="photos"):
+        mask_items(workspace, samples, keys)
+    (tmp_path / "photos").mkdir()
+    items = mask_items(workspace, samples, keys)
+    assert iter(items) is items
+    made = list(items)
+    assert [item.name for item in made] == ["a: 0.png", "a: 1.png", "a: 2.png"]
+    assert made[1].paths == (tmp_path / "photos" / "1.png",)
+    assert list(mask_items(workspace, samples, keys.slice(0, 0))) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,24 @@ def test_gradients_equal_diffusers_one_by_one(
             compared += 1
     stock.requires_grad_(False)
     assert compared > 20
+
+
+def test_prompts_of_one_length_are_computed_as_neighbours(ours: Any) -> None:
+    """Whatever order they come in: each length is cut off once, not each row."""
+    x_t, t, prompts = _batch([9, 30, 9, 30, 4])
+    seen = []
+    hook = ours.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        predict_velocity(ours, x_t, t, prompts)
+    hook.remove()
+    (span,) = seen
+    assert [(row, len(list(same))) for row, same in groupby(span.rows)] == [
+        ((26, 31), 1),
+        ((21, 31), 2),
+        ((0, 31), 2),
+    ]
 
 
 def test_rows_come_in_any_order() -> None:
