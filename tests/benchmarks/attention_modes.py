@@ -13,8 +13,8 @@ from table import answer
 
 from omnigen_pipe.model.attention import Spans, by_spans, spans
 
-#: Tokens of two prompts of one batch; the model has 32 heads of 96, of which these are a fourth.
-PROMPTS, HEADS, WIDTH = (25, 60), 8, 96
+#: Tokens of two prompts of one batch; the model has 32 heads of 96, of which these are an eighth.
+PROMPTS, HEADS, WIDTH = (25, 60), 4, 96
 
 #: Query, key and value `[B, heads, S, 96]`, where everything lies, and the dense mask.
 Problem = tuple[list[torch.Tensor], Spans, torch.Tensor]
@@ -60,8 +60,8 @@ def difference(problem: Problem) -> float:
     found = []
     for mode in MODES:
         out = attend(mode, problem)() * kept
-        found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
-    return max(float(((a - b) * kept).abs().max()) for a, b in zip(*found, strict=True))
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), tensors)])
+    return max(float(((a - b) * kept.detach()).abs().max()) for a, b in zip(*found, strict=True))
 
 
 def peak(mode: str, picture: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from table import answer
 
 #: As many threads as discover reads with.
 READERS = 8
+#: How many times the size wanted encode-vae decodes at least, where it reduces.
+MARGIN = 1.5
 
 
 def walk(root: str) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def encode_batch(tokenizer_json: str, texts_json: str) -> dict[str, Any]:
 
 def decode_resize(jobs_json: str, decode: str) -> dict[str, Any]:
     """Decode, resize and crop images on all cores: jobs of path, size and box in pixels. With
-    `decode` "reduced" JPEGs are decoded at the smallest scale that has so many pixels."""
+    `decode` "reduced" JPEGs are decoded at the smallest scale of at least MARGIN times the size."""
     import numpy as np
     from PIL import Image
 
@@ -88,7 +90,7 @@ def decode_resize(jobs_json: str, decode: str) -> dict[str, Any]:
         path, size, box = job
         image = Image.open(path)
         if decode == "reduced":
-            image.draft("RGB", size)
+            image.draft("RGB", tuple(math.ceil(MARGIN * side) for side in size))
         image = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
         return np.asarray(image.crop(box)).mean()
 
