@@ -148,6 +148,7 @@ def test_a_file_of_the_base_that_cannot_be_read_is_not_blamed_on_the_export(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow(exports: Exports, tmp_path: Path) -> None:
     """The same by a limit of the system, which needs no rights; the earlier export stays."""
     shutil.copytree(exports.folder / "old", tmp_path / "work" / "out")

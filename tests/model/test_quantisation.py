@@ -26,7 +26,7 @@ from small_omnigen import build_small_omnigen
 CPU = torch.device("cpu")
 QUANTISED = [name for name in get_args(BasePrecision) if name != "no_change"]
 
-#: What is slow of each: quanto compiles C++ before it computes with int4 on the CPU.
+#: What is slow of each: quanto compiles C++ before it packs int4 on the CPU, once in a process.
 _MARKS = {"int4-quanto": [pytest.mark.slow]}
 COMPUTED = [pytest.param(name, marks=_MARKS.get(name, [])) for name in QUANTISED]
 #: Each precision on each base dtype.
@@ -159,7 +159,7 @@ def test_the_adapter_is_the_one_of_the_plain_model(wide_omnigen: Path, precision
         lokr.check_targets(transformer, wrong)
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", COMPUTED)
 def test_only_the_blocks_are_quantised(wide_omnigen: Path, precision: str) -> None:
     folder = wide_omnigen / "transformer"
     transformer = load_transformer(folder, torch.bfloat16, CPU, precision, "cpu")
@@ -196,7 +196,7 @@ def test_the_stated_bytes_of_a_plain_layer() -> None:
         stored_bytes((1, 1), "int3", torch.bfloat16)
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", COMPUTED)
 @pytest.mark.parametrize("via", ["cpu", "accelerator"])
 def test_every_tensor_is_moved(wide_omnigen: Path, precision: str, via: str) -> None:
     """On torch's device without memory, as no other is at hand: nothing may stay behind."""
@@ -209,7 +209,7 @@ def test_every_tensor_is_moved(wide_omnigen: Path, precision: str, via: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", COMPUTED)
 def test_an_adapter_learns_as_much_as_on_the_plain_model(
     wide_omnigen: Path, precision: str
 ) -> None:
@@ -257,7 +257,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", COMPUTED)
 def test_a_device_that_cannot_is_named(precision: str) -> None:
     with pytest.raises(UsageError, match=f"{precision}.* does not run on cuda"):
         check_available(precision, torch.device("cuda"))

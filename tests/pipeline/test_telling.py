@@ -273,7 +273,9 @@ def at_call(number: int, function: Callable[..., Any], then: Callable[[], Any]) 
     return counting
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_while_the_run_is_pushed_is_told_and_costs_only_the_push(
     project: Callable[..., Project], tmp_path: Path, server: State, number: signal.Signals
 ) -> None:
