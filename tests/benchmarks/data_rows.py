@@ -191,9 +191,9 @@ def tokenize(bench: Bench) -> Iterator[Line]:
 def decode_bound(bench: Bench) -> Iterator[Line]:
     """encode-vae where decoding is the work: full and reduced decoding.
 
-    120 images rather than 2,000: these would take half of the time that all rows may.
+    100 images rather than 2,000: these would take half of the time that all rows may.
     """
-    number = bench.amount(120)
+    number = bench.amount(100)
     nbytes = folders.jpegs(bench.folder / "photos", number, _LARGE, kinds=len(_LARGE))
     vae = folders.vae(bench.folder / "vae", (4, 4, 4, 4), 0, attention=False)
     full, reduced = bench.folder / "full", bench.folder / "reduced"
@@ -299,7 +299,7 @@ def growth(bench: Bench) -> Iterator[Line]:
     sizes = sorted({bench.amount(size, least=100) for size in _GROWTH_SIZES})
     took: dict[str, dict[int, tuple[float, ...]]] = {}
     for size in sizes:
-        repeats = bench.repeats if size <= 100_000 else 1
+        repeats = bench.repeats if size < 100_000 else 1
         for step, work in _steps(bench.folder / str(size), size):
             (took.setdefault(step, {})[size],) = in_turn(repeats, work)
         shutil.rmtree(bench.folder / str(size))
