@@ -6,7 +6,6 @@ the same pixels, so a mask that bucket let pass is never empty in training.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import PipeError
 from manifests.query import Source, query
+from omnigen_pipe.cores import usable_cores
 from omnigen_pipe.images.mask_files import mask_root
 from omnigen_pipe.images.masks import EMPTY, Kind, latent_weights, read_mask
 from omnigen_pipe.images.originals import ChangedSourceError, read_original
@@ -122,7 +122,7 @@ def weigh(items: Iterable[MaskItem]) -> Generator[tuple[MaskItem, Weighed], None
 
     waiting = (list(file) for _, file in groupby(items, key=lambda i: (i.mask_hash, i.kind)))
     pending: deque[tuple[list[MaskItem], Future[list[Weighed]]]] = deque()
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = usable_cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="masks")
 
     def submit(number: int) -> None:
@@ -133,7 +133,7 @@ def weigh(items: Iterable[MaskItem]) -> Generator[tuple[MaskItem, Weighed], None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
-            submit(2 * (workers or 1))
+            submit(2 * workers)
             while pending:
                 file, future = pending.popleft()
                 try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from process_memory import memory_of_process
 from table import answer
 
 from omnigen_pipe.model.attention import Spans, by_spans, spans
@@ -37,7 +38,6 @@ def build(picture: int) -> Problem:
 def attend(mode: str, problem: Problem) -> Callable[[], torch.Tensor]:
     """The attention in `mode`; the mask is made here, as diffusers makes it once for all layers."""
     tensors, where, seen = problem
-    del problem  # of which the mask is no part in the other mode
     if mode == "spans":
         return lambda: by_spans(*tensors, where)
     mask = (1 - seen) * torch.finfo(torch.float32).min
@@ -61,7 +61,7 @@ def difference(problem: Problem) -> float:
     for mode in MODES:
         out = attend(mode, problem)() * kept
         found.append([out.detach(), *torch.autograd.grad(out.square().sum(), tensors)])
-    return max(float(((a - b) * kept.detach()).abs().max()) for a, b in zip(*found, strict=True))
+    return max(float(((a - b) * kept).abs().max()) for a, b in zip(*found, strict=True))
 
 
 def peak(mode: str, picture: str) -> dict[str, Any]:
@@ -76,15 +76,9 @@ def peak(mode: str, picture: str) -> dict[str, Any]:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return {}
-    before = _memory("VmRSS") - mask
+    before = memory_of_process("VmRSS") - mask
     step(attention)
-    return {"bytes": _memory("VmHWM") - before}
-
-
-def _memory(field: str) -> int:
-    """Bytes of this process: `VmRSS` is what it holds now, `VmHWM` the most it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+    return {"bytes": memory_of_process("VmHWM") - before}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
 import torch  # noqa: E402
+from process_memory import memory_of_process  # noqa: E402
 from torch import nn  # noqa: E402
 
 from omnigen_pipe.config import LokrConfig  # noqa: E402
@@ -144,21 +145,15 @@ def accuracy(dtype: torch.dtype, widths: tuple[int, int, int]) -> dict[str, dict
     return errors
 
 
-def _memory(field: str) -> int:
-    """Bytes of this process: `VmRSS` is what it holds now, `VmHWM` the most it has held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
 def peak(mode: str, tokens: int, dtype: torch.dtype, blocks: int, widths: Any) -> int:
     """Bytes that one step needs over the built model. To be run in a process of its own."""
     model, network = build(dtype, blocks, widths)
     set_mode(network, mode)
     # Forgets the peak so far, which building had, and the parent before it.
     Path("/proc/self/clear_refs").write_text("5")
-    before = _memory("VmRSS")
+    before = memory_of_process("VmRSS")
     step(model, network, tokens, dtype)
-    return _memory("VmHWM") - before
+    return memory_of_process("VmHWM") - before
 
 
 def measure(

@@ -52,7 +52,7 @@ def test_look_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return read_original(paths, content_hash)
 
     monkeypatch.setattr(weighing, "read_original", counted)
-    monkeypatch.setattr(weighing.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(weighing, "usable_cores", lambda: 2)
     weighed = weigh(items())
     for taken in range(1, 11):
         thing, weights = next(weighed)
