@@ -168,9 +168,9 @@ def child(script: str, work: str, *arguments: object) -> dict[str, Any]:
     """
     path = Path(__file__).with_name(script)
     command = [sys.executable, str(path), work, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=_environment(), check=True, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+    if done.returncode != 0:  # else it is libraries that say what they lack
+        raise RuntimeError(f"{work} of {script} failed with {done.returncode}:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

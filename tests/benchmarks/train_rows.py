@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -68,7 +69,7 @@ def data(bench: Bench) -> Iterator[Line]:
     frozen = FrozenSamples.open(path)
     shape = frozen.forms[0][0]
 
-    def reader_epoch() -> None:
+    def reader_epoch(ahead: bool) -> None:
         reader = BatchReader(workspace, frozen, places, workspace.config.train)
 
         def read(micro: MicroBatch) -> Any:
@@ -76,8 +77,8 @@ def data(bench: Bench) -> Iterator[Line]:
             latents = torch.from_numpy(reader.latents(micro.samples)).float()
             return frozen.sample_ids(micro.samples), prompts, latents
 
-        order = frozen.order(0, workspace.config.train, 1)
-        for _ in read_ahead(_micro_batches(order), read):
+        micros = _micro_batches(frozen.order(0, workspace.config.train, 1))
+        for _ in read_ahead(micros, read) if ahead else map(read, micros):
             pass
 
     def bare_epoch(as_float32: bool) -> None:
@@ -93,30 +94,42 @@ def data(bench: Bench) -> Iterator[Line]:
         ]
         for micro in _micro_batches(frozen.order(0, workspace.config.train, 1))
     ]
-    works = (reader_epoch, partial(bare_epoch, True), partial(bare_epoch, False))
-    ours, plain, copied = in_turn(2 * bench.repeats - 1, *(partial(_timed, work) for work in works))
+    works = [
+        partial(_timed, partial(epoch, how))
+        for epoch, how in product((reader_epoch, bare_epoch), (False, True))
+    ]
+    alone, ahead, copied, plain = in_turn(2 * bench.repeats - 1, *works)
     found = child("ours.py", "memory_of_epochs", bench.folder, _EPOCHS)
     grown = found["resident"][-1] - found["resident"][0] if found["resident"] else 0
-    against_copy = Line("", DATA.goal, "latents", number, ours, copied).value
+    against_copy = Line("", DATA.goal, ours=alone, bare=copied).value
     held = (path.stat().st_size, sum(map(_nbytes, (frozen, places))))
     yield Line(
         "training data",
         DATA.goal,
         "latents",
         number,
-        ours,
+        alone,
         plain,
         failed=f"memory grew by {grown / 2**20:.0f} MiB in {_EPOCHS - 1} epochs"
         if grown > _SWAY
         else "",
         note=f"{number:,} latents of {_LATENT_SIDE} px, 64 KiB, in micro-batches of {_READ_BATCH} "
-        "as float32 tensors, in the system's cache; ours also orders the epoch, checks every "
-        "checksum, gives ids and prompts, and reads in two threads; against copying the "
-        f"bytes alone {against_copy:.2f}; whole batches with all random draws "
-        f"{number / statistics.median(found['seconds']):,.0f} latents/s; memory after epoch "
-        f"{_EPOCHS} of these is {grown / 2**20:+.1f} MiB from that after the first; a sample is "
+        "as float32 tensors, in the system's cache, in one thread as the bare loop; ours also "
+        "orders the epoch, checks every checksum, and gives ids and prompts; against copying the "
+        f"bytes alone {against_copy:.2f}; memory after epoch {_EPOCHS} of whole batches is "
+        f"{grown / 2**20:+.1f} MiB from that after the first; a sample is "
         f"{held[0] / number:.0f} bytes of the mapped file and {held[1] / number:.0f} of arrays",
         details={"memory": found, "copied": copied},
+    )
+    yield Line(
+        "training data, read ahead",
+        DATA.goal,
+        "latents",
+        number,
+        ahead,
+        plain,
+        note="the same in two threads ahead of its use, as in training; whole batches with all "
+        f"random draws {number / statistics.median(found['seconds']):,.0f} latents/s",
     )
 
 
