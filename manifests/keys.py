@@ -26,7 +26,9 @@ def key_sql(*expressions: str) -> str:
 
     Null in any field gives null: a row without, say, a content hash has no key.
     """
-    parts = " || ".join(
-        f"strlen(CAST(({e}) AS VARCHAR)) || ':' || CAST(({e}) AS VARCHAR)" for e in expressions
+    # One call that joins all is faster than an operator between each two, but leaves nulls out.
+    texts = ", ".join(
+        f"strlen(CAST(({e}) AS VARCHAR)), ':', CAST(({e}) AS VARCHAR)" for e in expressions
     )
-    return f"left(sha256({parts}), {KEY_DIGITS})"
+    absent = " OR ".join(f"({e}) IS NULL" for e in expressions)
+    return f"CASE WHEN {absent} THEN NULL ELSE left(sha256(concat({texts})), {KEY_DIGITS}) END"

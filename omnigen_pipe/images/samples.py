@@ -364,7 +364,8 @@ def _with_keys(rows: pa.Table, config: Config) -> pa.Table:
                         WHEN rows.fault <> {int(Fault.NONE)} THEN 'filtered'
                         ELSE 'ok' END AS status,
                    CASE WHEN rows.status <> 'ok' THEN coalesce(rows.reason, 'no reason given')
-                        ELSE format(form, width, height, resize_width, resize_height, bucket)
+                        WHEN form IS NOT NULL
+                        THEN format(form, width, height, resize_width, resize_height, bucket)
                         END AS reason
             FROM rows LEFT JOIN causes USING (dataset, fault)
         )
