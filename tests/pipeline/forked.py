@@ -291,6 +291,26 @@ def note_encoded(path: str) -> None:
     ShardWriter.add = add_noting  # type: ignore[method-assign, assignment]
 
 
+def hold_before_batch(number: int, path: str) -> None:
+    """Wait before the `number`-th batch, counted from 1, while somebody has the lock of `path`."""
+    import fcntl
+
+    from omnigen_pipe.latents import encoder
+
+    encode_batch = encoder._encode_batch
+    begun = 0
+
+    def encode_batch_waiting(*arguments: Any) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == number:
+            with Path(path).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+        encode_batch(*arguments)
+
+    encoder._encode_batch = encode_batch_waiting
+
+
 def spoil(sample_id: str) -> None:
     """Let the latent of this sample be infinite whenever training reads it."""
     from omnigen_pipe.training.batches import BatchReader

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import forked
@@ -24,8 +26,9 @@ WORKERS = (["--worker", "1/2"], ["--worker", "2/2"])
 
 @pytest.fixture(scope="module")
 def writers(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> Writers:
-    """A dozen pictures in two buckets; batches of one, so that latents are equal to the byte."""
-    options = {"vae_batch_size": 1, "shard_seconds": 0.02}
+    """A dozen pictures in two buckets; batches of one, so that latents are equal to the byte, and
+    of nearly every latent a shard."""
+    options = {"vae_batch_size": 1, "shard_seconds": 0.001}
     return prepare(tmp_path_factory.mktemp("several"), small_omnigen, 12, **options)
 
 
@@ -82,12 +85,29 @@ def test_one_is_killed_and_the_others_end_well(
 
 def test_gc_again_and_again_beside_encoders_and_readers(writers: Writers, tmp_path: Path) -> None:
     here = writers.workspace("encode-vae", tmp_path / "workspace")
-    given_up = 0
+
+    def collect() -> int:
+        collected = forked.start(here.root, "gc", "--yes", "--json").json()
+        found: int = collected["counts"]["shards given up"]
+        return found
+
+    gate = tmp_path / "gate"
+    gate.touch()
     with Reader(here.root) as reader:
-        encoders = _start(here, WORKERS)
+        with gate.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            wait = partial(forked.hold_before_batch, 5, str(gate))
+            # The second one has most of the pictures. However fast it is, something of it is
+            # packed while it runs.
+            small, large = (["encode-vae", "--json", *worker] for worker in WORKERS)
+            encoders = [
+                forked.start(here.root, *small),
+                forked.start(here.root, *large, first=wait),
+            ]
+            while not collect():
+                assert not encoders[1].ends_within(0)
         while not all(child.ends_within(0) for child in encoders):
-            collected = forked.start(here.root, "gc", "--yes", "--json").json()
-            given_up += collected["counts"]["shards given up"]
+            collect()
         for child in encoders:
             child.ended()
         here.run("gc", "--yes")
@@ -95,7 +115,6 @@ def test_gc_again_and_again_beside_encoders_and_readers(writers: Writers, tmp_pa
     _check_as_one(here, writers)
     rows = Workspace.open(here.root).latents.read()
     assert rows.num_rows == len(writers.expected["encode-vae"].latents), "packed, each once"
-    assert given_up > 0, "nothing was packed while they ran"
 
 
 @pytest.mark.slow
