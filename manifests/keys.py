@@ -24,7 +24,8 @@ def key(*fields: str | int) -> str:
 def key_sql(*expressions: str) -> str:
     """A DuckDB expression with the same value as `key` of the given column expressions.
 
-    Null in any field gives null: a row without, say, a content hash has no key.
+    Null in any field gives null: a row without, say, a content hash has no key. Give columns: an
+    expression may be computed three times.
     """
     # One call that joins all is faster than an operator between each two, but leaves nulls out.
     texts = ", ".join(

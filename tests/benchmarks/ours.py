@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from process_memory import memory_of_process
 from table import answer
 
 from manifests.query import query
@@ -154,9 +155,7 @@ def memory_of_epochs(root: str, epochs: str) -> dict[str, Any]:
 
 def _resident() -> list[int]:
     """The process' resident memory, bytes, where the system says it."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")]
+    return [memory_of_process("VmRSS")] if Path("/proc/self/status").exists() else []
 
 
 def loss_of_reduction(root: str, number: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What a benchmark's row is, how two things are timed in turn, and the table that comes of it.
 
-All figures that are judged are ratios of two things measured in turn in one run on one machine, so
-that what else the machine does hits both alike. Times and rates go along as information.
+Most figures that are judged are ratios of two things measured in turn in one run on one machine, so
+that what else the machine does hits both alike; a few are our seconds alone, or how they grow.
+Other times and rates go along as information.
 """
 
 from __future__ import annotations

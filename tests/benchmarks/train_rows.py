@@ -102,7 +102,10 @@ def data(bench: Bench) -> Iterator[Line]:
     found = child("ours.py", "memory_of_epochs", bench.folder, _EPOCHS)
     grown = found["resident"][-1] - found["resident"][0] if found["resident"] else 0
     against_copy = Line("", DATA.goal, ours=alone, bare=copied).value
-    held = (path.stat().st_size, sum(map(_nbytes, (frozen, places))))
+    held = (
+        path.stat().st_size,
+        sum(map(_nbytes, (frozen, places))) + sum(a.nbytes for a in places.latents),
+    )
     yield Line(
         "training data",
         DATA.goal,
@@ -151,7 +154,7 @@ def step(bench: Bench) -> Iterator[Line]:
         workspace = folders.workspace(root, *options, model=str(model))
         shape = json.loads((model / "transformer" / "config.json").read_text(encoding="utf-8"))
         path = folders.training_data(workspace, 64, side, tokens=shape["vocab_size"])
-        stretches = bench.amount(bench.repeats + 1, least=2)
+        stretches = bench.repeats + 1
         ours, plain, waiting = _steps(workspace, FrozenSamples.open(path), stretches)
         yield Line(
             f"training step, {name}",
@@ -241,6 +244,9 @@ def _waits(waited: list[float]) -> Iterator[None]:
         batches = read_ahead(items, read)
         try:
             for number in itertools.count():
+                # To free the last batch gives up Python's lock, for which others may be waiting:
+                # the step's time, and no waiting for data.
+                batch = None
                 started = time.perf_counter()
                 batch = next(batches, None)
                 if batch is None:

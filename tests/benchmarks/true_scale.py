@@ -28,6 +28,8 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
 
+from process_memory import memory_of_process  # noqa: E402
+
 from omnigen_pipe.config import LokrConfig, parse  # noqa: E402
 from omnigen_pipe.memory.estimate import GIB, PARTS, estimate_peak  # noqa: E402
 from omnigen_pipe.memory.skeleton import OMNIGEN_V1, blocks, transformer_of  # noqa: E402
@@ -109,18 +111,18 @@ def measure(
     named = {"pretrained_model_name_or_path": str(model.parent)}
     config = parse({"model": named, "train": settings}, "true scale")
     workspace, lokr = Workspace(folder, config), LokrConfig()
-    before = resident("VmRSS")
+    before = memory_of_process("VmRSS")
     restart_peak()
     trainee = load_trainee(workspace, lokr, torch.device("cpu"))
     lap("loading, attaching the adapter")
-    loading = resident("VmHWM")
+    loading = memory_of_process("VmHWM")
 
     saved: list[checkpoints.Checkpoint] = []
     peak = 0
 
     def save(position: Position) -> None:
         nonlocal peak
-        peak = resident("VmHWM")
+        peak = memory_of_process("VmHWM")
         lap("one step")
         saved.append(
             checkpoints.save(
@@ -159,18 +161,10 @@ def measure(
         "process_before_loading": before,
         "peak_of_loading": loading,
         "peak_of_step": peak,
-        "peak_with_checkpoint": resident("VmHWM"),
+        "peak_with_checkpoint": memory_of_process("VmHWM"),
         "estimated": {part: getattr(estimated, part) for part in PARTS if part != "context"},
         "estimated_allocated": estimated.allocated,
     }
-
-
-def resident(field: str) -> int:
-    """The process' resident memory now (VmRSS) or at its highest (VmHWM), bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 def restart_peak() -> None:

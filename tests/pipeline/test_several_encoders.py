@@ -27,7 +27,7 @@ WORKERS = (["--worker", "1/2"], ["--worker", "2/2"])
 @pytest.fixture(scope="module")
 def writers(tmp_path_factory: pytest.TempPathFactory, small_omnigen: Path) -> Writers:
     """A dozen pictures in two buckets; batches of one, so that latents are equal to the byte, and
-    of nearly every latent a shard."""
+    nearly every latent in a shard of its own."""
     options = {"vae_batch_size": 1, "shard_seconds": 0.001}
     return prepare(tmp_path_factory.mktemp("several"), small_omnigen, 12, **options)
 
@@ -97,7 +97,7 @@ def test_gc_again_and_again_beside_encoders_and_readers(writers: Writers, tmp_pa
         with gate.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             wait = partial(forked.hold_before_batch, 5, str(gate))
-            # The second one has most of the pictures. However fast it is, something of it is
+            # The second one has most of the pictures. However fast they are, something is
             # packed while it runs.
             small, large = (["encode-vae", "--json", *worker] for worker in WORKERS)
             encoders = [
