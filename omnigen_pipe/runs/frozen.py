@@ -245,8 +245,8 @@ class FrozenSamples:
 
     def sample_ids(self, rows: Integers) -> list[str]:
         """The sample_id of each of `rows`."""
-        column = self._column("sample_id")
-        return [column[row].as_py() for row in rows.tolist()]
+        offsets, content = self._ids
+        return [str(content[offsets[row] : offsets[row + 1]], "utf-8") for row in rows.tolist()]
 
     def captions(self, row: int) -> int:
         """How many prompts `row` has."""
@@ -303,6 +303,14 @@ class FrozenSamples:
         column = self.table[name]
         # Combining copies, also what is one chunk already.
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+    @cached_property
+    def _ids(self) -> tuple[memoryview, memoryview]:
+        """Where each sample_id begins, and the bytes of all: twice as quick as Arrow's scalars."""
+        column = self._column("sample_id")
+        _, offsets, content = column.buffers()
+        begins = np.frombuffer(offsets, np.int32)[column.offset :]
+        return begins.data, memoryview(content)
 
     @cached_property
     def _prompts(self) -> _Prompts:
