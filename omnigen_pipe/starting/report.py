@@ -26,7 +26,9 @@ def show_conversion(conversion: Conversion, as_json: bool) -> None:
         console = Console(highlight=False, width=140)
     for file, entries_of_file in groupby(conversion.report, key=lambda entry: entry.file):
         headings = ("key", "value", "outcome", "here", "note")
-        columns = [Column(heading, overflow="fold") for heading in headings]
+        columns = [
+            Column(heading, overflow="fold", no_wrap=heading == "outcome") for heading in headings
+        ]
         table = Table(*columns, title=file, title_justify="left", show_edge=False)
         for entry in entries_of_file:
             value = json.dumps(entry.value, ensure_ascii=False)
@@ -35,4 +37,4 @@ def show_conversion(conversion: Conversion, as_json: bool) -> None:
         console.print(table)
         console.print()
     for note in conversion.notes:
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)  # a path in it stays whole

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -94,11 +93,14 @@ def data(bench: Bench) -> Iterator[Line]:
         ]
         for micro in _micro_batches(frozen.order(0, workspace.config.train, 1))
     ]
-    works = [
-        partial(_timed, partial(epoch, how))
-        for epoch, how in product((reader_epoch, bare_epoch), (False, True))
-    ]
-    alone, ahead, copied, plain = in_turn(2 * bench.repeats - 1, *works)
+    epochs = (
+        partial(reader_epoch, ahead=False),
+        partial(reader_epoch, ahead=True),
+        partial(bare_epoch, as_float32=True),
+        partial(bare_epoch, as_float32=False),
+    )
+    works = (partial(_timed, epoch) for epoch in epochs)
+    alone, ahead, plain, copied = in_turn(2 * bench.repeats - 1, *works)
     found = child("ours.py", "memory_of_epochs", bench.folder, _EPOCHS)
     grown = found["resident"][-1] - found["resident"][0] if found["resident"] else 0
     against_copy = Line("", DATA.goal, ours=alone, bare=copied).value

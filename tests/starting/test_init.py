@@ -123,7 +123,7 @@ def test_a_conversion_is_reported_as_a_table_and_as_json(here: Path) -> None:
     path = simpletuner(here)
     status, output = call("a", "--from-simpletuner", str(path))
     assert status == 0
-    for words in ("push_to_hub", "supported", "train.learning_rate", "Wrote"):
+    for words in ("push_to_hub", "not supported", "train.learning_rate", "working folder", "Wrote"):
         assert words in output
     result = CliRunner().invoke(app, ["init", "b", "--from-simpletuner", str(path), "--json"])
     assert result.exit_code == 0
